@@ -1,0 +1,336 @@
+"""Decide what one pool does next.
+
+Level-based: looks at what is, never at what changed. First every VM's own next step, then how many VMs are too few or
+too many, then who is replaced. A VM with an effect in flight counts as what it is and is left alone.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from vmpool.api.meta import resolve
+from vmpool.plan import backoff
+from vmpool.plan.actions import Action, Complete, CreateVM, EndClaim, Quarantine
+from vmpool.plan.lifecycle import Phase
+from vmpool.plan.snapshot import REPLACED, VM, Failed, PoolSnapshot, ProviderFacts, Reason
+from vmpool.plan.vm import ENDED_FORCED, Next, next_step
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many VMs are where; claimed ones count as claimed whatever their phase still says."""
+
+    desired: int = 0
+    ready: int = 0
+    pending: int = 0
+    claimed: int = 0
+    quarantined: int = 0
+    draining: int = 0
+    stale: int = 0
+    deficit: int = 0
+    surplus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, what was counted, and when to look again."""
+
+    actions: tuple[Action, ...]
+    counts: Counts
+    held_back: str = ""
+    """Why fewer are created than are missing, in a clause; empty when nothing is held back."""
+    wake_at: datetime | None = None
+    wants_listing: frozenset[str] = frozenset()
+    """Providers whose next complete listing is waited for."""
+    release: bool = False
+    """The pool is deleted and nothing of it is left: its finalizer may go."""
+
+
+MISSING_PROVIDER = ProviderFacts("")
+
+
+def plan_pool(seen: PoolSnapshot, now: datetime) -> Plan:
+    """Return the smallest safe step towards the number of ready VMs that is wanted."""
+    if seen.pool.spec.paused:
+        return Plan((), _count(seen, (), ()))
+    if seen.pool.deleting:
+        return _drain(seen, now)
+    steps = {vm.uid: _next(seen, vm, now) for vm in seen.vms}
+    live = [vm for vm in seen.vms if _is_live(vm) and steps[vm.uid].failed is None]
+    failing = [vm for vm in seen.vms if _is_live(vm) and steps[vm.uid].failed is not None]
+    stale = {vm.uid: why for vm in live if (why := _stale_reason(seen, vm, now)) is not None}
+    leaving = _leaving(seen, live, stale)
+    creates, held_back = _creates(seen, live, failing, len(stale), now)
+    ends = [Complete(vm, reason, message) for vm, reason, message in leaving if vm.uid not in seen.busy]
+    settled = [
+        *_settle_failures(seen, failing, steps, now),
+        *_evict(seen),
+        *ends[: seen.pool.spec.limits.deletes],
+    ]
+    decided = {action.vm.uid for action in settled} | {vm.uid for vm, _, _ in leaving} | seen.busy
+    own = [action for vm in seen.vms if vm.uid not in decided and (action := steps[vm.uid].action) is not None]
+    return Plan(
+        actions=(*_unique(settled), *own, *creates),
+        counts=_count(seen, live, stale),
+        held_back=held_back,
+        wake_at=_wake_at(seen, steps.values(), now),
+        wants_listing=frozenset(vm.provider for vm in seen.vms if steps[vm.uid].wants_listing),
+    )
+
+
+def _unique(actions: Iterable[Complete | Quarantine]) -> list[Complete | Quarantine]:
+    """Keep the first decision about each VM."""
+    return list({action.vm.uid: action for action in reversed(list(actions))}.values())[::-1]
+
+
+def _is_live(vm: VM) -> bool:
+    """Whether it is, or is on its way to be, a VM that can be handed out."""
+    return vm.phase in (Phase.PENDING, Phase.READY) and vm.claim is None and not vm.deleting
+
+
+def _next(seen: PoolSnapshot, vm: VM, now: datetime) -> Next:
+    provider = seen.providers.get(vm.provider, MISSING_PROVIDER)
+    return next_step(vm, seen.sight(vm), provider, seen.pool.spec.readiness, now)
+
+
+def _stale_reason(seen: PoolSnapshot, vm: VM, now: datetime) -> tuple[Reason, str] | None:
+    """Why a live VM should be replaced by a fresh one; None when it should not."""
+    spec = seen.pool.spec
+    if vm.digest != seen.digest and not vm.adopt and (spec.update.strategy == "Rolling" or not vm.machine_id):
+        return Reason.TEMPLATE_CHANGED, "it was made from an older template"
+    ttl = spec.recycle.ready_ttl
+    if ttl is not None and vm.phase == Phase.READY and now >= _recycled_at(seen, vm, ttl):
+        return Reason.READY_TTL, f"it was ready for longer than recycle.readyTTL ({ttl.total_seconds():g} s)"
+    return None
+
+
+def _recycled_at(seen: PoolSnapshot, vm: VM, ttl: timedelta) -> datetime:
+    share = seen.pool.spec.recycle.jitter_percent / 100.0
+    return vm.since + ttl * (1.0 - share * backoff.fraction(vm.uid))
+
+
+def desired(seen: PoolSnapshot) -> int:
+    """How many ready VMs are wanted: ``spec.replicas``, or what it was when it was last set."""
+    replicas = seen.pool.spec.replicas
+    return replicas if replicas is not None else seen.pool.status.desired_replicas
+
+
+def _bounds(seen: PoolSnapshot) -> tuple[int, int]:
+    """Most live VMs and fewest ready VMs while replacing; at least one of the two leaves room to move."""
+    want, update = desired(seen), seen.pool.spec.update
+    surge = resolve(update.max_surge, want, round_up=True)
+    unavailable = resolve(update.max_unavailable, want, round_up=False)
+    if not surge and not unavailable:
+        surge = 1
+    return want + surge, want - unavailable
+
+
+def _leaving(
+    seen: PoolSnapshot, live: Sequence[VM], stale: Mapping[str, tuple[Reason, str]]
+) -> list[tuple[VM, Reason, str]]:
+    """Who has to go, least usable first: what a deleted provider holds, surplus, then what is to be replaced."""
+    want = desired(seen) + seen.waiting
+    doomed = {name for name, provider in seen.providers.items() if provider.deleting}
+    gone = [
+        (vm, Reason.PROVIDER_DELETED, f"VMProvider {vm.provider} is being deleted")
+        for vm in live
+        if vm.provider in doomed
+    ]
+    rest = [vm for vm in live if vm.provider not in doomed]
+    fresh = sorted((vm for vm in rest if vm.uid not in stale), key=lambda vm: _worth(vm, seen.digest))
+    surplus = fresh[: max(0, len(fresh) - want)]
+    gone.extend((vm, Reason.SURPLUS, f"the pool wants {want} VMs") for vm in surplus)
+    ready_left = sum(1 for vm in rest if vm.phase == Phase.READY) - sum(1 for vm in surplus if vm.phase == Phase.READY)
+    may_take = ready_left - max(0, _bounds(seen)[1])
+    for vm in sorted((vm for vm in rest if vm.uid in stale), key=lambda vm: _worth(vm, "")):
+        if vm.phase == Phase.PENDING or may_take > 0:
+            may_take -= vm.phase == Phase.READY
+            gone.append((vm, *stale[vm.uid]))
+    return gone
+
+
+def _worth(vm: VM, digest: str) -> tuple[bool, bool, float]:
+    """Sort key: least worth keeping first. Pending newest first, then ready oldest; old templates first."""
+    ready = vm.phase == Phase.READY
+    age = vm.since.timestamp() if ready else -vm.created_at.timestamp()
+    return (ready, vm.digest == digest, age)
+
+
+def _creates(
+    seen: PoolSnapshot, live: Sequence[VM], failing: Sequence[VM], stale: int, now: datetime
+) -> tuple[list[CreateVM], str]:
+    """What to create now, and why it is less than what is missing."""
+    deficit = desired(seen) + seen.waiting - (len(live) - stale + len(seen.creating))
+    if deficit <= 0:
+        return [], ""
+    allowed, why = min(_create_bounds(seen, live, failing, stale, now), key=lambda bound: bound[0])
+    count = max(0, min(deficit, allowed))
+    creates = _spread(seen, count)
+    if len(creates) < count:
+        why = _provider_trouble(seen)
+    return creates, "" if len(creates) >= deficit else why
+
+
+def _create_bounds(
+    seen: PoolSnapshot, live: Sequence[VM], failing: Sequence[VM], stale: int, now: datetime
+) -> list[tuple[int, str]]:
+    """Each bound on creates of this round with the name that a user can look up."""
+    spec, creation, creating = seen.pool.spec, seen.creation, len(seen.creating)
+    # A failed machine keeps its slot until it is gone: a broken template must not breed a herd.
+    on_the_way = (
+        sum(1 for vm in live if vm.phase == Phase.PENDING)
+        + sum(1 for vm in seen.vms if vm.failed)
+        + len(failing)
+        + creating
+    )
+    bounds = [
+        (spec.limits.creates, f"limits.creates is {spec.limits.creates}"),
+        (spec.limits.pending - on_the_way, f"limits.pending is {spec.limits.pending}"),
+        (spec.max_vms - len(seen.vms) - creating, f"maxVMs is {spec.max_vms}"),
+    ]
+    replaced = sum(1 for vm in seen.vms if vm.phase == Phase.COMPLETED and vm.reason in REPLACED)
+    if stale or replaced:
+        most = _bounds(seen)[0] + seen.waiting
+        bounds.append((most - len(live) - creating - replaced, "update.maxSurge is reached"))
+    if creation is not None:
+        why = f"after {creation.failures} failures in a row" if creation.failures else "after a failure"
+        window = creation.window - on_the_way if now >= creation.not_before else 0
+        bounds.append((window, f"creation is slowed down {why}"))
+    return bounds
+
+
+def _spread(seen: PoolSnapshot, count: int) -> list[CreateVM]:
+    """Share creates out over the usable providers by weight, failed work first."""
+    have = Counter(vm.provider for vm in seen.vms) + Counter(seen.creating)
+    weights = {share.name: share.weight for share in seen.pool.spec.providers}
+    room = {
+        name: provider.room for name, provider in seen.providers.items() if provider.usable and weights.get(name, 0) > 0
+    }
+    owed = list(seen.owed)
+    made: list[CreateVM] = []
+    while len(made) < count:
+        open_ones = [name for name, left in room.items() if left > 0]
+        if not open_ones:
+            break
+        name = min(open_ones, key=lambda name: ((have[name] + 1) / weights[name], name))
+        have[name] += 1
+        room[name] -= 1
+        request, retries = owed.pop(0) if owed else ("", -1)
+        made.append(CreateVM(name, request, retries + 1))
+    return made
+
+
+def _provider_trouble(seen: PoolSnapshot) -> str:
+    """Say in a clause why no provider takes another machine."""
+    for share in seen.pool.spec.providers:
+        provider = seen.providers.get(share.name)
+        if provider is None:
+            return f"VMProvider {share.name} does not exist in namespace {seen.pool.namespace}"
+        if not provider.usable:
+            return f"VMProvider {share.name}: {provider.message or provider.reason}"
+    return "every provider is full (VMProvider limits.machines) or has weight 0"
+
+
+def _settle_failures(
+    seen: PoolSnapshot, failing: Sequence[VM], steps: Mapping[str, Next], now: datetime
+) -> list[Complete | Quarantine]:
+    """Quarantine failed VMs while there is room, end the others. With no room, the oldest in quarantine makes it."""
+    limit = seen.pool.spec.limits.quarantined
+    kept = [vm for vm in seen.vms if vm.phase == Phase.QUARANTINED]
+    evictable = sorted((vm for vm in kept if vm.uid not in seen.busy), key=lambda vm: vm.since)
+    being_evicted = len(kept) - len(evictable)
+    room = limit - len(kept) - sum(1 for vm in failing if vm.uid in seen.busy)
+    actions: list[Complete | Quarantine] = []
+    wanted = 0
+    for vm in failing:
+        failed = steps[vm.uid].failed
+        assert failed is not None
+        if vm.uid in seen.busy:
+            continue
+        if not vm.machine_id or failed.reason == Reason.MACHINE_GONE or wanted >= limit:
+            actions.append(_end(vm, failed))
+            continue
+        wanted += 1
+        if room > 0:
+            room -= 1
+            expires = now + seen.pool.spec.recycle.quarantine_ttl
+            actions.append(Quarantine(vm, failed.step, failed.reason, failed.message, expires))
+        elif being_evicted > 0:
+            being_evicted -= 1
+        elif evictable:
+            why = "a newer failure needs its place in quarantine"
+            actions.append(Complete(evictable.pop(0), Reason.QUARANTINE_ENDED, why))
+    return actions
+
+
+def _end(vm: VM, failed: Failed) -> Complete:
+    return Complete(vm, failed.reason, failed.message, failed.step)
+
+
+def _evict(seen: PoolSnapshot) -> list[Complete]:
+    """End the oldest in quarantine when the limit was lowered."""
+    kept = sorted((vm for vm in seen.vms if vm.phase == Phase.QUARANTINED), key=lambda vm: vm.since)
+    over = max(0, len(kept) - seen.pool.spec.limits.quarantined)
+    due = [vm for vm in kept[:over] if vm.uid not in seen.busy]
+    return [Complete(vm, Reason.QUARANTINE_ENDED, "limits.quarantined was lowered") for vm in due]
+
+
+def _drain(seen: PoolSnapshot, now: datetime) -> Plan:
+    """Empty a deleted pool: machines first, objects after; claimed ones only when its owner said Force."""
+    actions: list[Action] = []
+    steps = {vm.uid: _next(seen, vm, now) for vm in seen.vms}
+    ends = 0
+    for vm in seen.vms:
+        if vm.uid in seen.busy:
+            continue
+        action = steps[vm.uid].action
+        if vm.phase == Phase.COMPLETED or (vm.claim is not None and not vm.claimed):
+            pass
+        elif vm.claimed:
+            if seen.pool.spec.deletion_policy == "Force":
+                action = EndClaim(vm, ENDED_FORCED)
+        elif ends < seen.pool.spec.limits.deletes:
+            ends += 1
+            action = Complete(vm, Reason.POOL_DELETED, "its pool is being deleted")
+        else:
+            action = None
+        if action is not None:
+            actions.append(action)
+    return Plan(
+        actions=tuple(actions),
+        counts=_count(seen, (), ()),
+        wake_at=_wake_at(seen, steps.values(), now),
+        wants_listing=frozenset(vm.provider for vm in seen.vms if steps[vm.uid].wants_listing),
+        release=not seen.vms and not seen.creating,
+    )
+
+
+def _wake_at(seen: PoolSnapshot, steps: Iterable[Next], now: datetime) -> datetime | None:
+    times = [step.wake_at for step in steps if step.wake_at is not None]
+    ttl = seen.pool.spec.recycle.ready_ttl
+    if ttl is not None:
+        times.extend(_recycled_at(seen, vm, ttl) for vm in seen.vms if vm.phase == Phase.READY and vm.claim is None)
+    if seen.creation is not None and seen.creation.not_before > now:
+        times.append(seen.creation.not_before)
+    later = [moment for moment in times if moment > now]
+    return min(later, default=None)
+
+
+def _count(seen: PoolSnapshot, live: Sequence[VM], stale: Collection[str]) -> Counts:
+    """Count by phase; a VM with a claim counts as claimed although its phase may not say so yet."""
+    phases = Counter(
+        Phase.CLAIMED if vm.claim is not None and vm.phase != Phase.COMPLETED else vm.phase for vm in seen.vms
+    )
+    want = desired(seen)
+    return Counts(
+        desired=want,
+        ready=phases[Phase.READY],
+        pending=phases[Phase.PENDING],
+        claimed=phases[Phase.CLAIMED],
+        quarantined=phases[Phase.QUARANTINED],
+        draining=phases[Phase.COMPLETED],
+        stale=len(stale),
+        deficit=max(0, want + seen.waiting - len(live) - len(seen.creating)),
+        surplus=max(0, len(live) - want - seen.waiting),
+    )

@@ -1,0 +1,83 @@
+"""The root rules of PooledVM: what the API server itself refuses, whoever asks.
+
+They stand at the schema's root because a rule on the ``spec`` or ``status`` node is passed by setting that node to
+null, and they see both on either endpoint. No release may tighten one: the server would then refuse every write on
+old objects, the removal of our finalizer included.
+"""
+
+from vmpool.api.meta import Rule
+from vmpool.plan.lifecycle import SUCCESSORS, Phase
+
+_REASON = "FieldValueForbidden"
+_SAME = "self.status.phase == oldSelf.status.phase"
+_CLAIM, _PHASE = ".spec.claim", ".status.phase"
+
+
+def successors_map() -> str:
+    """Return the table of legal successors as a CEL map."""
+    quoted = {phase: ",".join(f"'{after}'" for after in SUCCESSORS[phase]) for phase in Phase}
+    return "{" + ",".join(f"'{phase}':[{after}]" for phase, after in quoted.items()) + "}"
+
+
+def _rule(rule: str, message: str, path: str, *, at_birth: bool = False) -> Rule:
+    return Rule(rule=rule, message=message, field_path=path, reason=_REASON, optional_old_self=at_birth)
+
+
+CLAIM_TAKEN = "a VM is claimed once: its claim never goes, and its id, owner and boundAt never change"
+CLAIM_NOT_READY = "only a Ready VM can be claimed, and not with a claim that has already ended"
+
+
+def pooledvm_rules() -> tuple[Rule, ...]:
+    """Return the rules (a) to (i) of the design, in that order."""
+    table = successors_map()
+    return (
+        _rule("oldSelf.hasValue() || !has(self.spec.claim)", "a VM is not born claimed", _CLAIM, at_birth=True),
+        _rule(
+            "!has(oldSelf.spec.claim) || (has(self.spec.claim) && self.spec.claim.id == oldSelf.spec.claim.id"
+            " && self.spec.claim.owner == oldSelf.spec.claim.owner"
+            " && self.spec.claim.boundAt == oldSelf.spec.claim.boundAt)",
+            CLAIM_TAKEN,
+            _CLAIM,
+        ),
+        _rule(
+            "!has(self.spec.claim) || has(oldSelf.spec.claim) || (self.status.phase == 'Ready'"
+            " && !has(self.spec.claim.releasedAt))",
+            CLAIM_NOT_READY,
+            _CLAIM,
+        ),
+        _rule(
+            f"{_SAME} || !has(self.spec.claim) || self.status.phase == 'Claimed'"
+            " || (self.status.phase == 'Completed' && has(self.spec.claim.releasedAt))",
+            "a claimed VM becomes Claimed, or Completed once its claim has ended",
+            _PHASE,
+        ),
+        _rule(
+            f"{_SAME} || !(oldSelf.status.phase in {table}) || self.status.phase in {table}[oldSelf.status.phase]",
+            "the phase may not go there from here; the order is Pending, Ready, Claimed, Completed",
+            _PHASE,
+        ),
+        _rule(
+            f"{_SAME} || self.status.phase != 'Claimed' || has(self.spec.claim)",
+            "Claimed needs a claim",
+            _PHASE,
+        ),
+        _rule(
+            "!has(oldSelf.spec.claim) || (!has(oldSelf.spec.claim.releasedAt)"
+            " && oldSelf.status.phase != 'Completed')"
+            " || (has(self.spec.claim) && self.spec.claim == oldSelf.spec.claim)",
+            "a claim that has ended never changes",
+            _CLAIM,
+        ),
+        _rule(
+            "self.spec.pool == oldSelf.spec.pool && self.spec.poolUid == oldSelf.spec.poolUid"
+            " && self.spec.provider == oldSelf.spec.provider",
+            "pool, poolUid and provider never change",
+            ".spec",
+        ),
+        _rule(
+            "!has(oldSelf.status.machineId)"
+            " || (has(self.status.machineId) && self.status.machineId == oldSelf.status.machineId)",
+            "machineId is written once",
+            ".status",
+        ),
+    )

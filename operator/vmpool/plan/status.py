@@ -1,0 +1,160 @@
+"""Turn a plan into the status of a pool: counts, conditions and the one sentence that explains them.
+
+Nothing here changes without a change: no ages, no positions, so that an idle pool costs no writes.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from vmpool.api import keys
+from vmpool.api.conditions import Condition, ConditionType, find, merge
+from vmpool.api.pool import Creation, Failure, VMPoolStatus
+from vmpool.plan.pool import Plan
+from vmpool.plan.snapshot import PoolFacts, PoolSnapshot
+
+FILLED = "Filled"
+MAX_NAMED = 3
+"""How many VMs a sentence names before it only counts."""
+
+
+def pool_status(
+    seen: PoolSnapshot,
+    plan: Plan,
+    *,
+    failures: Sequence[Failure],
+    stalled: tuple[str, str] | None,
+    now: datetime,
+) -> VMPoolStatus:
+    """Return the status that this round arrives at. ``stalled`` is a reason and sentence that only a human can cure."""
+    pool, counts = seen.pool, plan.counts
+    reached = _reached(seen, plan)
+    reason, message = _why(seen, plan, reached, stalled)
+    generation = pool.generation
+    new = [_condition(ConditionType.READY, reached, reason, message, generation, now)]
+    settled = not (counts.deficit or counts.surplus or counts.pending or counts.draining or counts.stale)
+    if stalled is not None and not reached:
+        new.append(_condition(ConditionType.STALLED, True, *stalled, generation, now))
+    elif pool.deleting or (not settled and not pool.spec.paused):
+        new.append(_condition(ConditionType.RECONCILING, True, reason, message, generation, now))
+    return VMPoolStatus(
+        observed_generation=generation,
+        conditions=merge(pool.status.conditions, new, now),
+        desired_replicas=counts.desired,
+        replicas=counts.ready + counts.pending,
+        ready_replicas=counts.ready,
+        pending_replicas=counts.pending,
+        claimed_replicas=counts.claimed,
+        quarantined_replicas=counts.quarantined,
+        draining_replicas=counts.draining,
+        stale_replicas=counts.stale,
+        selector=f"{keys.LABEL_POOL}={pool.name}",
+        template_digest=seen.digest,
+        creation=seen.creation,
+        recent_failures=tuple(failures),
+    )
+
+
+def _reached(seen: PoolSnapshot, plan: Plan) -> bool:
+    """Whether the spec of this generation was reached once; a checkout that empties the pool does not take it back."""
+    pool, counts = seen.pool, plan.counts
+    if pool.deleting or pool.spec.paused:
+        return False
+    before = find(pool.status.conditions, ConditionType.READY)
+    if before is not None and before.status == "True" and before.observed_generation == pool.generation:
+        return True
+    return counts.ready >= counts.desired and not counts.stale and not counts.surplus
+
+
+def _why(seen: PoolSnapshot, plan: Plan, reached: bool, stalled: tuple[str, str] | None) -> tuple[str, str]:
+    pool, counts = seen.pool, plan.counts
+    if pool.spec.paused:
+        return "Paused", "paused: nothing is created, replaced or deleted until spec.paused is false"
+    if pool.deleting:
+        return "Draining", _draining(seen)
+    head = f"{counts.ready} of {counts.desired} ready"
+    if counts.pending:
+        head += f", {counts.pending} on their way"
+    if counts.stale:
+        head += f", {counts.stale} of an older template"
+    if stalled is not None and not reached:
+        return stalled[0], f"{head}: {stalled[1]}"
+    trouble = provider_trouble(seen) if counts.deficit else None
+    if plan.held_back:
+        head += f"; {counts.deficit} wait: {plan.held_back}"
+    if reached:
+        unset = pool.spec.replicas is None and not counts.desired
+        return ("ReplicasUnset", f"{head}; spec.replicas is not set") if unset else (FILLED, head)
+    if trouble is not None:
+        return trouble
+    return "Updating" if counts.stale else "Filling", head
+
+
+def provider_trouble(seen: PoolSnapshot) -> tuple[str, str] | None:
+    """Return reason and sentence when no provider of the pool can be used; None when at least one can."""
+    found = None
+    for share in seen.pool.spec.providers:
+        if not share.weight:
+            continue
+        provider = seen.providers.get(share.name)
+        if provider is None:
+            where = f"VMProvider {share.name} does not exist in namespace {seen.pool.namespace}"
+            found = found or ("ProviderNotFound", where)
+        elif provider.usable:
+            return None
+        else:
+            found = found or (
+                provider.reason,
+                f"VMProvider {share.name}: {provider.message or provider.reason}",
+            )
+    return found or ("NoProvider", "all providers have weight 0")
+
+
+def stalled_reason(seen: PoolSnapshot, failures: Sequence[Failure], terminal: frozenset[str]) -> tuple[str, str] | None:
+    """Return why the pool cannot get where it should without a human, or None.
+
+    Either all its providers are stalled, or the present template failed for good last time.
+    """
+    providers = [seen.providers.get(share.name) for share in seen.pool.spec.providers if share.weight]
+    if providers and all(one is not None and one.stalled for one in providers):
+        return provider_trouble(seen)
+    if seen.creation is not None and seen.creation.failures and failures and failures[0].error_class in terminal:
+        return failures[0].error_class, failures[0].message
+    return None
+
+
+def _draining(seen: PoolSnapshot) -> str:
+    claimed = [vm for vm in seen.vms if vm.claimed]
+    if not claimed:
+        left = len(seen.vms)
+        return f"being deleted: {left} machines are being destroyed" if left else "being deleted: nothing is left"
+    named = ", ".join(f"{vm.name} ({vm.claim.owner})" for vm in claimed[:MAX_NAMED] if vm.claim is not None)
+    more = f" and {len(claimed) - MAX_NAMED} more" if len(claimed) > MAX_NAMED else ""
+    how = (
+        "they are released"
+        if seen.pool.spec.deletion_policy == "Drain"
+        else "their claims are ended (deletionPolicy Force)"
+    )
+    return f"being deleted: waits for {len(claimed)} claimed VMs until {how}: {named}{more}"
+
+
+def _condition(
+    kind: ConditionType, value: bool, reason: str, message: str, generation: int, now: datetime
+) -> Condition:
+    return Condition(
+        type=kind,
+        status="True" if value else "False",
+        reason=reason,
+        message=message[:1024],
+        last_transition_time=now,
+        observed_generation=generation,
+    )
+
+
+def unchanged(pool: PoolFacts, status: VMPoolStatus) -> bool:
+    """Whether writing this status would change nothing."""
+    return pool.status.wire() == status.wire()
+
+
+def creation_note(creation: Creation | None) -> str:
+    """Describe a slow start for the log; empty when creation is not slowed down."""
+    return "" if creation is None else f"window {creation.window} after {creation.failures} failures"

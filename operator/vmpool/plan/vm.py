@@ -1,0 +1,251 @@
+"""Decide the next step of one VM: at most one effect, or the time to look again.
+
+Whether a VM is wanted at all is the pool's business (``plan.pool``); here it is only carried through its life.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from vmpool.api.pool import Readiness, Retry
+from vmpool.plan import backoff
+from vmpool.plan.actions import (
+    Complete,
+    DestroyMachine,
+    EndClaim,
+    EnsureMachine,
+    Forget,
+    Look,
+    MarkClaimed,
+    MarkReady,
+    Probe,
+    VMAction,
+)
+from vmpool.plan.lifecycle import Phase
+from vmpool.plan.snapshot import VM, Failed, ProviderFacts, Reason, Sight, Step, StepFacts
+
+LOOK_FIRST: Final = timedelta(milliseconds=150)
+"""Shortest pause between two looks at a machine that is changing."""
+LOOK_LONGEST: Final = timedelta(seconds=5)
+LOOK_SHARE: Final = 0.2
+"""The pause grows with the time already waited: at most this share is added by looking too late."""
+MISS_PAUSE: Final = timedelta(seconds=1)
+"""Between two looks for a machine that was not found, so that they are two proofs and not one."""
+PROOFS: Final = 2
+"""How often an id must not be found before a later listing may prove that the machine is gone."""
+
+ENDED_EXPIRED: Final = "Expired"
+ENDED_MACHINE_GONE: Final = "MachineGone"
+ENDED_FORCED: Final = "Forced"
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What to do for a VM now, and when to look again if nothing happens."""
+
+    action: VMAction | None = None
+    failed: Failed | None = None
+    """The VM cannot go on; the pool decides between quarantine and the end."""
+    wake_at: datetime | None = None
+    wants_listing: bool = False
+    """Only a complete listing can prove what is to be known."""
+
+
+WAIT: Final = Next()
+
+
+def next_step(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness, now: datetime) -> Next:
+    """Return the next step of a VM that the pool wants to keep, or that is on its way out."""
+    if vm.phase == Phase.COMPLETED:
+        return _destroy(vm, sight, provider, now)
+    if vm.claim is not None:
+        return _claimed(vm, sight, provider, now)
+    if vm.deleting:
+        return Next(Complete(vm, Reason.DELETED, "the PooledVM was deleted"))
+    if vm.phase == Phase.PENDING:
+        return _pending(vm, sight, provider, readiness, now)
+    if vm.phase == Phase.READY:
+        return _ready(vm, sight, provider, readiness, now)
+    if vm.phase == Phase.QUARANTINED:
+        return _quarantined(vm, now)
+    return WAIT
+
+
+def machine_gone(sight: Sight, provider: ProviderFacts) -> bool:
+    """Say whether absence is proven: not found twice, then missing in a complete listing that began later."""
+    return (
+        provider.reachable
+        and sight.misses >= PROOFS
+        and sight.missed_at is not None
+        and provider.listed_at is not None
+        and provider.listed_at > sight.missed_at
+        and sight.unlisted
+    )
+
+
+def look_pause(waited: timedelta) -> timedelta:
+    """Return the pause between two looks at a machine that has been changing for this long."""
+    return min(max(LOOK_FIRST, waited * LOOK_SHARE), LOOK_LONGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class CallError:
+    """What a provider call ended with."""
+
+    reason: str
+    message: str
+    terminal: bool = False
+    """The same request can never work."""
+    blames_vm: bool = True
+    """False for a failure of the provider as a whole: it costs the VM no attempt."""
+    retry_after: timedelta | None = None
+
+
+def after_error(vm: VM, step: Step, error: CallError, retry: Retry, now: datetime) -> StepFacts | Failed:
+    """Return the ledger's entry after a failed call, or the verdict that the step is given up.
+
+    Destroying is never given up.
+    """
+    before = vm.step(step)
+    retries = before.retries + (1 if error.blames_vm or step is Step.DESTROY else 0)
+    if step is not Step.DESTROY and (error.terminal or retries >= retry.attempts):
+        tries = f" ({retries} tries)" if retries > 1 else ""
+        return Failed(step, error.reason, f"{error.message}{tries}")
+    wait = backoff.pause(max(retries, 1), retry.backoff, retry.max_backoff, f"{vm.uid}/{step}")
+    return StepFacts(
+        name=step,
+        started_at=before.started_at or now,
+        retries=retries,
+        next_at=now + max(wait, error.retry_after or timedelta()),
+        reason=error.reason,
+        message=error.message,
+    )
+
+
+def _missing(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Next | None:
+    """Follow up a machine that was not listed or not found; None when there is no such doubt."""
+    if not provider.reachable or not vm.machine_id or not (sight.misses or sight.unlisted):
+        return None
+    if sight.misses >= PROOFS:
+        return Next(wants_listing=True)
+    due = (sight.missed_at + MISS_PAUSE) if sight.missed_at else now
+    return Next(Look(vm)) if now >= due else Next(wake_at=due)
+
+
+def _claimed(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Next:
+    claim = vm.claim
+    assert claim is not None
+    if claim.released_at is not None:
+        return Next(Complete(vm, Reason.CLAIM_ENDED, f"the claim of {claim.owner} has ended"))
+    if vm.phase == Phase.READY:
+        return Next(MarkClaimed(vm))
+    if now >= claim.expires_at:
+        return Next(EndClaim(vm, ENDED_EXPIRED))
+    if machine_gone(sight, provider):
+        return Next(EndClaim(vm, ENDED_MACHINE_GONE))
+    doubt = _missing(vm, sight, provider, now)
+    return doubt if doubt is not None else Next(wake_at=claim.expires_at)
+
+
+def _pending(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness, now: datetime) -> Next:
+    if sight.failure is not None:
+        return Next(failed=sight.failure)
+    if not vm.machine_id:
+        step = vm.step(Step.ADOPT if vm.adopt else Step.CREATE)
+        if step.next_at is not None and now < step.next_at:
+            return Next(wake_at=step.next_at)
+        return Next(EnsureMachine(vm)) if provider.usable else WAIT
+    if not provider.reachable:
+        return WAIT
+    if machine_gone(sight, provider):
+        return Next(failed=Failed(Step.BOOT, Reason.MACHINE_GONE, f"machine {vm.machine_id} is gone"))
+    if sight.state == "Failed":
+        return Next(failed=Failed(Step.BOOT, Reason.MACHINE_FAILED, sight.message or "the machine failed to start"))
+    started = vm.step(Step.CREATE).started_at or vm.created_at
+    addresses = sight.addresses or vm.addresses
+    running = sight.state == "Running" and bool(addresses)
+    if running and (readiness.tcp_socket is None or sight.probe_ok):
+        return Next(MarkReady(vm, addresses))
+    deadline = started + readiness.timeout
+    if now >= deadline:
+        return Next(failed=Failed(Step.BOOT, Reason.PENDING_TIMEOUT, _waited_for(sight, readiness, running)))
+    doubt = _missing(vm, sight, provider, now)
+    if doubt is not None:
+        return doubt
+    last = sight.probed_at if running else sight.looked_at
+    due = last + look_pause(now - started) if last else now
+    if now < due:
+        return Next(wake_at=min(due, deadline))
+    if running and readiness.tcp_socket is not None:
+        return Next(Probe(vm, addresses[0], readiness.tcp_socket.port))
+    return Next(Look(vm))
+
+
+def _waited_for(sight: Sight, readiness: Readiness, running: bool) -> str:
+    if running and readiness.tcp_socket is not None:
+        what = f"nothing answered on TCP port {readiness.tcp_socket.port} of {sight.addresses[0]}"
+    elif sight.state == "Running":
+        what = "the machine runs but has no address"
+    else:
+        what = f"the machine is {sight.state or 'unseen'}, not Running"
+    return f"not ready within {readiness.timeout.total_seconds():g} s: {what}"
+
+
+def _ready(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness, now: datetime) -> Next:
+    if not provider.reachable:
+        return WAIT
+    if sight.failure is not None:
+        return Next(failed=sight.failure)
+    if machine_gone(sight, provider):
+        return Next(failed=Failed(Step.PROBE, Reason.MACHINE_GONE, f"machine {vm.machine_id} is gone"))
+    if sight.state in ("Failed", "Stopped"):
+        why = sight.message or f"the machine is {sight.state}"
+        return Next(failed=Failed(Step.PROBE, Reason.MACHINE_FAILED, why))
+    doubt = _missing(vm, sight, provider, now)
+    if doubt is not None:
+        return doubt
+    if sight.addresses and sight.addresses != vm.addresses:
+        return Next(MarkReady(vm, sight.addresses))
+    if readiness.tcp_socket is None or not vm.addresses:
+        return WAIT
+    return _probe_again(vm, sight, readiness, now)
+
+
+def _probe_again(vm: VM, sight: Sight, readiness: Readiness, now: datetime) -> Next:
+    assert readiness.tcp_socket is not None
+    port = readiness.tcp_socket.port
+    if sight.probe_failures >= readiness.failure_threshold:
+        why = f"{sight.probe_failures} probes in a row of TCP port {port} at {vm.addresses[0]} were not answered"
+        return Next(failed=Failed(Step.PROBE, Reason.NOT_ANSWERING, why))
+    # Spread over the interval, so that VMs made together are not probed together for ever.
+    spread = (
+        readiness.interval * (1.0 - 0.5 * backoff.fraction(vm.uid)) if sight.probed_at is None else readiness.interval
+    )
+    due = (sight.probed_at or vm.since) + spread
+    return Next(Probe(vm, vm.addresses[0], port)) if now >= due else Next(wake_at=due)
+
+
+def _quarantined(vm: VM, now: datetime) -> Next:
+    if vm.expires_at is None or now >= vm.expires_at:
+        return Next(Complete(vm, Reason.QUARANTINE_ENDED, "its time in quarantine is over"))
+    return Next(wake_at=vm.expires_at)
+
+
+def _destroy(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Next:
+    """Delete until gone, prove it, forget the object: in this order, however often we are killed in between."""
+    if not vm.held or not provider.reachable:
+        return WAIT
+    if machine_gone(sight, provider):
+        return Next(Forget(vm))
+    if sight.misses >= PROOFS:
+        return Next(wants_listing=True)
+    step = vm.step(Step.DESTROY)
+    if step.next_at is not None and now < step.next_at and sight.missed_at is None:
+        return Next(wake_at=step.next_at)
+    if sight.missed_at is not None:
+        due = sight.missed_at + MISS_PAUSE
+    elif sight.state == "Deleting" and sight.looked_at is not None:
+        due = sight.looked_at + look_pause(now - vm.since)
+    else:
+        due = now
+    return Next(DestroyMachine(vm)) if now >= due else Next(wake_at=due)
