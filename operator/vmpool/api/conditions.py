@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vmpool.api.meta import Shape, Time
+from vmpool.api.meta import Generation, Shape, Time
 
 
 class ConditionType(StrEnum):
@@ -32,7 +32,7 @@ class Condition(Shape):
     """One sentence for people; the same sentence stands in the log and the event."""
     last_transition_time: Time
     """When the status last changed from one value to another."""
-    observed_generation: Annotated[int, Field(ge=-1)] | None = None
+    observed_generation: Generation | None = None
     """The metadata.generation that this observation speaks of."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from vmpool.api import keys
-from vmpool.api.meta import Rule
+from vmpool.api.meta import RULES, Rule
 from vmpool.api.pool import POOL_RULES, VMPoolSpec, VMPoolStatus
 from vmpool.api.provider import VMProviderSpec, VMProviderStatus
 from vmpool.api.schema import Schema, structural
@@ -74,7 +74,7 @@ POOL = Kind(
         Column("Pending", ".status.pendingReplicas", "integer"),
         Column("Claimed", ".status.claimedReplicas", "integer"),
         Column("Status", _why("Ready", "reason")),
-        Column("Stalled", _why("Stalled", "reason")),
+        Column("Stalled", _why("Stalled", "status")),
         Column("Age", ".metadata.creationTimestamp", "date"),
         Column("Quarantined", ".status.quarantinedReplicas", "integer", 1),
         Column("Draining", ".status.drainingReplicas", "integer", 1),
@@ -94,12 +94,12 @@ VM = Kind(
     spec=PooledVMSpec,
     status=PooledVMStatus,
     columns=(
-        Column("Pool", ".spec.pool"),
         Column("Phase", ".status.phase"),
         Column("Address", ".status.addresses[0]"),
         Column("Owner", ".spec.claim.owner"),
         Column("Reason", ".status.reason"),
         Column("Age", ".metadata.creationTimestamp", "date"),
+        Column("Pool", ".spec.pool", priority=1),
         Column("Provider", ".spec.provider", priority=1),
         Column("Machine", ".status.machineId", priority=1),
         Column("Expires", ".spec.claim.expiresAt", priority=1),
@@ -120,7 +120,7 @@ PROVIDER = Kind(
         Column("Machines", ".status.machines", "integer"),
         Column("Circuit", ".status.circuit"),
         Column("Status", _why("Ready", "reason")),
-        Column("Stalled", _why("Stalled", "reason")),
+        Column("Stalled", _why("Stalled", "status")),
         Column("Age", ".metadata.creationTimestamp", "date"),
         Column("Identity", ".status.identity", priority=1),
         Column("Message", _why("Ready", "message"), priority=1),
@@ -177,11 +177,12 @@ def _root(kind: Kind, root_rules: Sequence[Rule], phases: Sequence[str]) -> Sche
     status["description"] = kind.status.__doc__.strip().splitlines()[0] if kind.status.__doc__ else ""
     status["default"] = dict(kind.status_default)
     if phases:
-        words = status["properties"]["phase"]
-        words.update({"type": "string", "enum": list(phases), "default": phases[0]})
+        about = status["properties"]["phase"]["description"]
+        enum: Schema = {"description": about, "type": "string", "enum": list(phases), "default": phases[0]}
+        status["properties"]["phase"] = enum
         status["required"] = sorted({*status.get("required", ()), "phase"})
     if kind.spec_rules:
-        spec["x-kubernetes-validations"] = [rule.wire() for rule in kind.spec_rules]
+        spec[RULES] = [rule.wire() for rule in kind.spec_rules]
     root: Schema = {
         "type": "object",
         "description": kind.about,
@@ -189,7 +190,7 @@ def _root(kind: Kind, root_rules: Sequence[Rule], phases: Sequence[str]) -> Sche
         "properties": {
             "apiVersion": {"type": "string", "description": "Version of the API: vmpool.dev/v1alpha1."},
             "kind": {"type": "string", "description": f"The kind: {kind.name}."},
-            "metadata": {"type": "object"},
+            "metadata": _metadata(kind),
             "spec": spec,
             "status": status,
         },
@@ -198,12 +199,20 @@ def _root(kind: Kind, root_rules: Sequence[Rule], phases: Sequence[str]) -> Sche
     if kind.name_max:
         rules.append(_name_rule(kind))
     if rules:
-        root["x-kubernetes-validations"] = [rule.wire() for rule in rules]
+        root[RULES] = [rule.wire() for rule in rules]
     return root
+
+
+def _metadata(kind: Kind) -> Schema:
+    if kind.name_max is None:
+        return {"type": "object"}
+    # Declared only so that the rule can name the field.
+    return {"type": "object", "properties": {"name": {"type": "string", "maxLength": 253}}}
 
 
 def _name_rule(kind: Kind) -> Rule:
     return Rule(
         rule=f"self.metadata.name.size() <= {kind.name_max} && !self.metadata.name.contains('.')",
-        message=f"the name (metadata.name) of a {kind.name} must be at most {kind.name_max} characters long and hold no dot",
+        message=f"the name of a {kind.name} must be at most {kind.name_max} characters long and hold no dot",
+        field_path=".metadata.name",
     )

@@ -5,7 +5,8 @@ from typing import Final
 GROUP: Final = "vmpool.dev"
 VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
-CATEGORY: Final = "vmpool"
+CATEGORY: Final = "vmpool-all"
+"""Not ``vmpool``: kubectl would take ``kubectl delete vmpool --all`` for all our kinds."""
 
 LABEL_POOL: Final = "vmpool.dev/pool"
 

@@ -1,5 +1,6 @@
 """What every kind shares: the base model, durations, sizes, bounded strings, validation rules."""
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -7,14 +8,20 @@ from typing import Annotated, Any
 import durationpy
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     PlainSerializer,
     WithJsonSchema,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, core_schema
+
+from vmpool.api.keys import MAX_OWNER_NAME
 
 
 class Shape(BaseModel):
@@ -38,6 +45,10 @@ class Shape(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+RULES = "x-kubernetes-validations"
+"""Where a schema node has its rules."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One CEL validation rule of a CRD schema node."""
@@ -58,48 +69,98 @@ class Rule:
         return made
 
 
-DURATION_PATTERN = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """Annotation of a string field: it must match ``pattern`` as a whole; ``message`` says so in plain words.
+
+    A CEL rule rather than ``pattern`` in the schema: the API server then answers with the sentence, not with the
+    regular expression.
+    """
+
+    pattern: str
+    message: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        made = handler(schema)
+        return {**made, RULES: [Rule(rule=self.rule(), message=self.message).wire()]}
+
+    def rule(self, value: str = "self") -> str:
+        """Return the pattern as a CEL expression on ``value``."""
+        return f"{value}.matches(r'^({self.pattern})$')"
+
+    def matches(self, value: str) -> bool:
+        """Whether the whole of ``value`` matches."""
+        return re.fullmatch(self.pattern, value) is not None
+
+    def check(self, value: str) -> str:
+        """Return ``value``. Raises ValueError with the message when it does not match."""
+        if not self.matches(value):
+            raise ValueError(f"{self.message}, is {value!r}")
+        return value
+
+
+DURATION = Matching(r"([0-9]+(\.[0-9]+)?(ms|s|m|h))+", "must be a duration such as 90s, 15m or 2h")
+_UNITS = (("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000))
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def parse_duration(value: Any) -> Any:
-    """Turn a Go-style duration (``1h30m``) into a timedelta; anything but a string passes through."""
+    """Turn a Go-style duration (``1h30m``) into a timedelta; anything but a string passes through.
+
+    Raises ValueError for a string that is none. Units are h, m, s and ms, as the API server takes them from us.
+    """
     if isinstance(value, str):
         try:
-            return durationpy.from_str(value)
+            return durationpy.from_str(DURATION.check(value))
         except durationpy.DurationError as error:
-            raise ValueError(f"not a duration like 90s, 15m or 2h: {value!r}") from error
+            raise ValueError(f"{DURATION.message}, is {value!r}") from error
     return value
 
 
 def format_duration(value: timedelta) -> str:
-    """Write a timedelta Go-style: ``2h``, ``1m30s``, ``500ms``."""
-    return str(durationpy.to_str(value))
+    """Write a timedelta Go-style and exactly: ``2h``, ``1m30s``, ``500ms``, ``0s``."""
+    left = abs(value) // _MICROSECOND
+    parts = []
+    for unit, size in _UNITS:
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    if left:
+        parts.append(f"{left / 1000:g}ms")
+    return ("-" if value < timedelta() else "") + ("".join(parts) or "0s")
 
 
 def duration(at_least: str, at_most: str) -> Any:
-    """Return the type of a duration field with bounds, checked by the API server and on reading alike."""
+    """Return the type of a duration field with bounds, checked by the API server and on reading alike.
+
+    The schema has no ``format: duration``: the server's own idea of one also takes ``PT1H`` and ``1 day``.
+    """
     low, high = parse_duration(at_least), parse_duration(at_most)
+    message = f"must be a duration between {at_least} and {at_most}, such as 90s, 15m or 2h"
+
+    def parse(value: Any) -> Any:
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            raise ValueError(f"{message}, is {value!r}") from error
 
     def within(value: timedelta) -> timedelta:
         if not low <= value <= high:
-            raise ValueError(f"must be between {at_least} and {at_most}, is {format_duration(value)}")
+            raise ValueError(f"{message}, is {format_duration(value)}")
         return value
 
+    rule = f"{DURATION.rule()} && duration(self) >= duration('{at_least}') && duration(self) <= duration('{at_most}')"
     schema = {
         "type": "string",
-        "format": "duration",
-        "pattern": DURATION_PATTERN,
         "maxLength": 32,
-        "x-kubernetes-validations": [
-            Rule(
-                rule=f"self >= duration('{at_least}') && self <= duration('{at_most}')",
-                message=f"must be a duration between {at_least} and {at_most}",
-            ).wire()
-        ],
+        RULES: [Rule(rule=rule, message=message).wire()],
     }
     return Annotated[
         timedelta,
-        BeforeValidator(parse_duration),
+        BeforeValidator(parse),
         AfterValidator(within),
         PlainSerializer(format_duration, return_type=str),
         WithJsonSchema(schema),
@@ -112,12 +173,11 @@ def format_time(moment: datetime) -> str:
 
 
 Time = Annotated[
-    datetime,
+    AwareDatetime,
     PlainSerializer(format_time, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time", "maxLength": 64}),
 ]
 
-SIZE_PATTERN = r"^[1-9][0-9]{0,6}(Mi|Gi)$"
 MIB_PER_GIB = 1024
 
 
@@ -127,28 +187,40 @@ def mebibytes(size: str) -> int:
     return number * MIB_PER_GIB if size.endswith("Gi") else number
 
 
-Size = Annotated[str, Field(pattern=SIZE_PATTERN, max_length=9)]
+Size = Annotated[
+    str,
+    Field(min_length=1, max_length=9),
+    Matching(r"[1-9][0-9]{0,6}(Mi|Gi)", "must be a size from 1Mi to 9999999Gi, such as 512Mi or 4Gi"),
+]
 
-DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+LABEL = Matching(_LABEL, "must be lower-case letters, digits and dashes, with no dash at either end")
+SUBDOMAIN = Matching(
+    rf"{_LABEL}(\.{_LABEL})*", "must be words of lower-case letters, digits and inner dashes, joined by dots"
+)
 
-OwnerName = Annotated[str, Field(pattern=DNS_LABEL, min_length=1, max_length=52)]
-ObjectName = Annotated[str, Field(pattern=DNS_SUBDOMAIN, min_length=1, max_length=253)]
+OwnerName = Annotated[str, Field(min_length=1, max_length=MAX_OWNER_NAME), LABEL]
+ObjectName = Annotated[str, Field(min_length=1, max_length=253), SUBDOMAIN]
 Uid = Annotated[str, Field(min_length=1, max_length=64)]
 Word = Annotated[str, Field(min_length=1, max_length=64)]
 Text = Annotated[str, Field(max_length=1024)]
 
-_PERCENT = r"^(100|[1-9]?[0-9])%$"
+MAX_COUNT = 1_000_000
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+"""How many of something were seen: bounded far above what can be, so that the truth can always be written."""
+Generation = Annotated[int, Field(ge=-1, le=2**31 - 1)]
+"""A metadata.generation; -1 before the first look."""
+
+MAX_AMOUNT = 10_000
+_PERCENT = Matching(r"(100|[1-9]?[0-9])%", f"must be a number from 0 to {MAX_AMOUNT} or a percentage from 0% to 100%")
 
 
 def _int_or_percent(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError("must be a number or a percentage such as 25%")  # pydantic wants it
-    if isinstance(value, str) and not (value.endswith("%") and value[:-1].isdigit() and int(value[:-1]) <= 100):
-        raise ValueError("must be a percentage between 0% and 100%")
-    if isinstance(value, int) and value < 0:
-        raise ValueError("must not be negative")
-    return value
+    if isinstance(value, str) and _PERCENT.matches(value):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_AMOUNT:
+        return value
+    raise ValueError(f"{_PERCENT.message}, is {value!r}")
 
 
 IntOrPercent = Annotated[
@@ -159,10 +231,10 @@ IntOrPercent = Annotated[
             "x-kubernetes-int-or-string": True,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "maxLength": 4,
-            "x-kubernetes-validations": [
+            RULES: [
                 Rule(
-                    rule=f"type(self) == int ? self >= 0 && self <= 10000 : self.matches('{_PERCENT}')",
-                    message="must be a number from 0 to 10000 or a percentage from 0% to 100%",
+                    rule=f"type(self) == int ? self >= 0 && self <= {MAX_AMOUNT} : {_PERCENT.rule()}",
+                    message=_PERCENT.message,
                 ).wire()
             ],
         }

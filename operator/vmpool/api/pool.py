@@ -7,9 +7,13 @@ import orjson
 from pydantic import Field
 
 from vmpool.api.conditions import Conditions
+from vmpool.api.keys import MAX_HOST_PREFIX
 from vmpool.api.meta import (
-    DNS_SUBDOMAIN,
+    SUBDOMAIN,
+    Count,
+    Generation,
     IntOrPercent,
+    Matching,
     OwnerName,
     Rule,
     Shape,
@@ -25,7 +29,10 @@ MAX_VMS = 10_000
 MAX_PROVIDERS = 8
 MAX_PARAMETERS = 64
 MAX_RECENT_FAILURES = 10
+MAX_DOMAIN = 180
+ParameterKey = Annotated[str, Field(max_length=63)]
 DIGEST_ALGORITHM = "v1"
+PREFIX = Matching(r"[a-z][-a-z0-9]*", "must be lower-case letters, digits and dashes, and begin with a letter")
 
 
 class Template(Shape):
@@ -43,18 +50,16 @@ class Template(Shape):
     """Memory as a size such as 512Mi or 4Gi. Absent means 1Gi."""
     disk: Size | None = None
     """Size of the root disk such as 20Gi. Absent means as large as the image."""
-    parameters: (
-        Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=MAX_PARAMETERS)] | None
-    ) = None
+    parameters: Annotated[dict[ParameterKey, Text], Field(max_length=MAX_PARAMETERS)] | None = None
     """Further settings of the provider, at most 64; which keys there are is said by the provider's documentation."""
 
 
 class HostName(Shape):
     """How the VMs are called."""
 
-    prefix: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*)?$", min_length=1, max_length=48)] | None = None
+    prefix: Annotated[str, Field(min_length=1, max_length=MAX_HOST_PREFIX), PREFIX] | None = None
     """What every host name begins with; eight random characters follow. Absent means the pool's name and a dash."""
-    domain: Annotated[str, Field(pattern=DNS_SUBDOMAIN, max_length=180)] | None = None
+    domain: Annotated[str, Field(min_length=1, max_length=MAX_DOMAIN), SUBDOMAIN] | None = None
     """DNS domain that makes the host name fully qualified. Absent means none."""
 
 
@@ -186,7 +191,7 @@ class Failure(Shape):
     """When it was given up."""
     request_id: Annotated[str, Field(max_length=64)] = ""
     """Ties together all tries to fill one place in the pool."""
-    retry_count: Annotated[int, Field(ge=0)] = 0
+    retry_count: Count = 0
     """How many VMs with this request id had failed before."""
 
 
@@ -195,7 +200,7 @@ class Creation(Shape):
 
     window: Annotated[int, Field(ge=1, le=MAX_VMS)]
     """How many VMs may be on their way at once; doubles on success, falls to 1 on failure."""
-    failures: Annotated[int, Field(ge=0, le=1_000_000)]
+    failures: Count
     """Failures since the last success."""
     not_before: Time
     """Nothing is created before this time."""
@@ -204,25 +209,25 @@ class Creation(Shape):
 class VMPoolStatus(Shape):
     """What was seen of the pool."""
 
-    observed_generation: Annotated[int, Field(ge=-1)] = -1
+    observed_generation: Generation = -1
     """The metadata.generation that this status speaks of; -1 before the first look."""
     conditions: Conditions = ()
     """Ready, Reconciling and Stalled."""
-    desired_replicas: Annotated[int, Field(ge=0)] = 0
+    desired_replicas: Count = 0
     """How many ready VMs are wanted now: spec.replicas, or what it was when it was last set."""
-    replicas: Annotated[int, Field(ge=0)] = 0
+    replicas: Count = 0
     """Unclaimed VMs that are ready or on their way."""
-    ready_replicas: Annotated[int, Field(ge=0)] = 0
+    ready_replicas: Count = 0
     """VMs that can be handed out now."""
-    pending_replicas: Annotated[int, Field(ge=0)] = 0
+    pending_replicas: Count = 0
     """VMs on their way to ready."""
-    claimed_replicas: Annotated[int, Field(ge=0)] = 0
+    claimed_replicas: Count = 0
     """VMs that somebody has."""
-    quarantined_replicas: Annotated[int, Field(ge=0)] = 0
+    quarantined_replicas: Count = 0
     """Failed machines that are kept for a human."""
-    draining_replicas: Annotated[int, Field(ge=0)] = 0
+    draining_replicas: Count = 0
     """VMs whose machines are being destroyed."""
-    stale_replicas: Annotated[int, Field(ge=0)] = 0
+    stale_replicas: Count = 0
     """Unclaimed VMs made from an older template."""
     selector: Annotated[str, Field(max_length=128)] = ""
     """Label selector of the pool's VMs, for the scale subresource."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from vmpool.api.conditions import Conditions
-from vmpool.api.meta import ObjectName, Shape, Time, Word, duration
+from vmpool.api.meta import LABEL, Count, Generation, ObjectName, Shape, Time, Word, duration
 
 
 class SecretRef(Shape):
@@ -55,7 +55,7 @@ class Observe(Shape):
 class VMProviderSpec(Shape):
     """How to reach the provider."""
 
-    type: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    type: Annotated[str, Field(min_length=1, max_length=63), LABEL]
     """Which plug-in: simulated, libvirt, or one that was installed beside the operator."""
     config: Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})] = Field(
         default_factory=dict
@@ -86,15 +86,17 @@ class Circuit(StrEnum):
 class VMProviderStatus(Shape):
     """What was seen of the provider."""
 
-    observed_generation: Annotated[int, Field(ge=-1)] = -1
+    observed_generation: Generation = -1
     """The metadata.generation that this status speaks of; -1 before the first look."""
     conditions: Conditions = ()
     """Ready, Reconciling and Stalled."""
     identity: Annotated[str, Field(max_length=253)] | None = None
     """Stable name of the far side, written once while there are machines: another one is Stalled/IdentityChanged."""
+    held_secret: ObjectName | None = None
+    """Secret that must not be deleted while there are machines: it carries the finalizer vmpool.dev/in-use."""
     circuit: Circuit = Circuit.CLOSED
     """State of the circuit breaker: Closed lets calls through, Open none, HalfOpen one."""
-    machines: Annotated[int, Field(ge=0)] = 0
+    machines: Count = 0
     """PooledVMs whose machines are made here."""
     last_error: Word | None = None
     """Class of the error that opened the circuit."""

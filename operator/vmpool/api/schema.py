@@ -9,16 +9,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from vmpool.api.meta import RULES, Rule
+
 Schema = dict[str, Any]
 
-_DROPPED = ("title", "examples", "discriminator", "$defs")
-_KEPT = frozenset(
-    {
-        "type", "description", "properties", "required", "items", "enum", "default", "format", "pattern",
-        "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties",
-        "additionalProperties", "anyOf", "multipleOf",
-    }
+PRESERVE = "x-kubernetes-preserve-unknown-fields"
+INT_OR_STRING = "x-kubernetes-int-or-string"
+
+_DROPPED = frozenset({"title", "examples", "discriminator", "$defs"})
+_KEPT = (
+    "description", "type", "format", "enum", "default", "pattern", "minimum", "maximum", "multipleOf", "minLength",
+    "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "anyOf", "required", "properties", "items",
+    "additionalProperties",
 )  # fmt: skip
+"""What goes over unchanged, in the order in which a reader wants to see it."""
 
 
 class UnsupportedSchema(TypeError):
@@ -28,75 +32,119 @@ class UnsupportedSchema(TypeError):
 def structural(model: type[BaseModel]) -> Schema:
     """Return the structural schema of a model.
 
-    Raises UnsupportedSchema for recursion, tuples of fixed shape and real unions.
+    Raises UnsupportedSchema for recursion, tuples of fixed shape, real unions and values of any type.
     """
     raw = model.model_json_schema(by_alias=True, mode="validation")
-    return _node(raw, raw.get("$defs", {}), ())
+    return _Converter(raw.get("$defs", {})).node(raw, (), frozenset())
 
 
-def _node(raw: Mapping[str, Any], defs: Mapping[str, Any], path: tuple[str, ...]) -> Schema:
-    raw = _resolve(raw, defs, path)
-    if raw.get("x-kubernetes-preserve-unknown-fields"):
-        return {
-            "type": "object",
-            "x-kubernetes-preserve-unknown-fields": True,
-            **{key: raw[key] for key in ("description",) if key in raw},
-        }
-    made: Schema = {}
-    for key, value in raw.items():
-        if key in _DROPPED:
-            continue
-        if key == "properties":
-            made[key] = {name: _node(child, defs, (*path, name)) for name, child in value.items()}
-        elif key == "items":
-            made[key] = _node(value, defs, (*path, "items"))
-        elif key == "additionalProperties":
-            if isinstance(value, Mapping):
-                made[key] = _node(value, defs, (*path, "*"))
-        elif key in _KEPT or key.startswith("x-kubernetes-"):
-            made[key] = value
-        elif key in _SPECIAL:
-            _SPECIAL[key](made, value)
-        elif key == "maxProperties":
-            made[key] = value
-        else:
-            raise UnsupportedSchema(f"{'.'.join(path) or '(root)'}: {key} has no counterpart in a structural schema")
-    return made
+class _Converter:
+    """Walks one model's schema; ``path`` is where it is, ``inside`` which references it came through."""
+
+    def __init__(self, defs: Mapping[str, Any]) -> None:
+        self._defs = defs
+
+    def node(self, raw: Mapping[str, Any], path: tuple[str, ...], inside: frozenset[str]) -> Schema:
+        raw, inside = self._resolved(raw, path, inside)
+        if raw.get(PRESERVE):
+            return {**_only(raw, "description"), "type": "object", PRESERVE: True}
+        if "type" not in raw and INT_OR_STRING not in raw:
+            raise _unsupported(path, "a value of any type")
+        made: Schema = {}
+        for key, value in raw.items():
+            if key == "properties":
+                made[key] = {name: self.node(child, (*path, name), inside) for name, child in value.items()}
+            elif key == "items":
+                made[key] = self.node(value, (*path, "items"), inside)
+            elif key == "additionalProperties":
+                made.update(self._values(value, path, inside))
+            elif key == "propertyNames":
+                made.update(self._keys(value, path))
+            elif key in _SPECIAL:
+                _SPECIAL[key](made, value, raw)
+            elif key in _KEPT or key.startswith("x-kubernetes-"):
+                made[key] = value
+            elif key not in _DROPPED:
+                raise _unsupported(path, key)
+        return _ordered(made)
+
+    def _values(self, value: Any, path: tuple[str, ...], inside: frozenset[str]) -> Schema:
+        """Convert the values of a map. A closed object needs no word: the server refuses unknown fields itself."""
+        if value is False:
+            return {}
+        if value is True:
+            raise _unsupported(path, "a map with values of any type")
+        return {"additionalProperties": self.node(value, (*path, "*"), inside)}
+
+    def _keys(self, value: Mapping[str, Any], path: tuple[str, ...]) -> Schema:
+        """Bound the keys of a map: OpenAPI 3.0 cannot, a rule can."""
+        if set(value) - _DROPPED != {"maxLength"}:
+            raise _unsupported(path, "a map whose keys are bounded by more than their length")
+        longest = value["maxLength"]
+        rule = f"self.all(key, key.size() <= {longest})"
+        return {RULES: [Rule(rule=rule, message=f"keys must be at most {longest} characters long").wire()]}
+
+    def _resolved(
+        self, raw: Mapping[str, Any], path: tuple[str, ...], inside: frozenset[str]
+    ) -> tuple[Mapping[str, Any], frozenset[str]]:
+        """Follow references and drop ``| None``; keys beside a reference override what it points at."""
+        while True:
+            if "$ref" in raw:
+                name = raw["$ref"].removeprefix("#/$defs/")
+                if name in inside:
+                    raise _unsupported(path, f"the recursive shape {name}")
+                inside |= {name}
+                raw = {**self._defs[name], **_without(raw, "$ref")}
+            elif "anyOf" in raw and INT_OR_STRING not in raw:
+                options = [option for option in raw["anyOf"] if option.get("type") != "null"]
+                if len(options) != 1:
+                    raise _unsupported(path, "a union")
+                raw = {**options[0], **_without(raw, "anyOf")}
+            else:
+                return _without_idle_default(raw), inside
 
 
-def _resolve(raw: Mapping[str, Any], defs: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
-    """Follow references and drop ``| None``; keys beside a reference override what it points at."""
-    if len(path) > 32:
-        raise UnsupportedSchema(f"{'.'.join(path)}: recursive shapes cannot be written as a structural schema")
-    if "$ref" in raw:
-        target = defs[raw["$ref"].removeprefix("#/$defs/")]
-        return _resolve({**target, **{k: v for k, v in raw.items() if k != "$ref"}}, defs, (*path, "$ref"))
-    options = [option for option in raw.get("anyOf", ()) if option.get("type") != "null"]
-    if "anyOf" in raw and len(options) == 1 and "x-kubernetes-int-or-string" not in raw:
-        beside = {key: value for key, value in raw.items() if key != "anyOf"}
-        if beside.get("default", ...) is None:
-            del beside["default"]
-        return _resolve({**_resolve(options[0], defs, path), **beside}, defs, (*path, "anyOf"))
-    if len(options) > 1 and "x-kubernetes-int-or-string" not in raw:
-        raise UnsupportedSchema(f"{'.'.join(path)}: a union needs x-kubernetes-int-or-string or a kind of its own")
-    if raw.get("type") == "object" and "properties" in raw and isinstance(raw.get("default"), Mapping):
-        # Defaults stand at the leaves; a default of a whole section would fill every stored object with it.
-        return {key: value for key, value in raw.items() if key != "default"}
-    if raw.get("default", ...) in (None, [], {}):
-        return {key: value for key, value in raw.items() if key != "default"}
-    return raw
+def _without_idle_default(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Drop a default that says nothing, and that of a section.
+
+    Defaults stand at the leaves; a default of a whole section would fill every stored object with it.
+    """
+    section = raw.get("type") == "object" and "properties" in raw
+    return _without(raw, "default") if section or raw.get("default") in (None, [], {}) else raw
 
 
-def _const(made: Schema, value: Any) -> None:
+def _const(made: Schema, value: Any, _: Mapping[str, Any]) -> None:
     made["enum"] = [value]
 
 
-def _exclusive_minimum(made: Schema, value: Any) -> None:
-    made["minimum"] = value
-    made["exclusiveMinimum"] = True
+def _exclusive_minimum(made: Schema, value: Any, raw: Mapping[str, Any]) -> None:
+    whole = raw.get("type") == "integer"
+    made.update({"minimum": value + 1} if whole else {"minimum": value, "exclusiveMinimum": True})
 
 
-_SPECIAL: Mapping[str, Callable[[Schema, Any], None]] = {
+def _exclusive_maximum(made: Schema, value: Any, raw: Mapping[str, Any]) -> None:
+    whole = raw.get("type") == "integer"
+    made.update({"maximum": value - 1} if whole else {"maximum": value, "exclusiveMaximum": True})
+
+
+_SPECIAL: Mapping[str, Callable[[Schema, Any, Mapping[str, Any]], None]] = {
     "const": _const,
     "exclusiveMinimum": _exclusive_minimum,
+    "exclusiveMaximum": _exclusive_maximum,
 }
+
+
+def _unsupported(path: tuple[str, ...], what: str) -> UnsupportedSchema:
+    return UnsupportedSchema(f"{'.'.join(path) or '(root)'}: {what} has no counterpart in a structural schema")
+
+
+def _only(raw: Mapping[str, Any], *keys: str) -> Schema:
+    return {key: raw[key] for key in keys if key in raw}
+
+
+def _without(raw: Mapping[str, Any], key: str) -> Schema:
+    return {name: value for name, value in raw.items() if name != key}
+
+
+def _ordered(made: Schema) -> Schema:
+    return {**_only(made, *_KEPT), **made}

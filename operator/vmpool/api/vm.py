@@ -1,16 +1,18 @@
 """PooledVM: one machine of a pool, from the intent to make it until the proof that it is gone."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from vmpool.api.conditions import Conditions
-from vmpool.api.meta import ObjectName, OwnerName, Shape, Text, Time, Uid, Word
+from vmpool.api.meta import Count, Generation, ObjectName, OwnerName, Shape, Text, Time, Uid, Word
 
 MAX_STEPS = 8
 MAX_ADDRESSES = 16
 MAX_TAGS = 32
 MAX_GROUPS = 64
+
+TagKey = Annotated[str, Field(max_length=63)]
 
 
 class ClaimRef(Shape):
@@ -51,7 +53,7 @@ class Claim(Shape):
     """When the claim ended. Once set, the claim never changes again."""
     end_reason: Word | None = None
     """Why it ended: Released, Expired, MachineGone, ClaimMissing or Forced."""
-    tags: Annotated[dict[str, Annotated[str, Field(max_length=255)]], Field(max_length=MAX_TAGS)] | None = None
+    tags: Annotated[dict[TagKey, Annotated[str, Field(max_length=255)]], Field(max_length=MAX_TAGS)] | None = None
     """Tags of the owner, at most 32; keys up to 63 and values up to 255 characters."""
 
 
@@ -77,7 +79,7 @@ class PooledVMSpec(Shape):
     """Host name that the guest is given: the object's name, with the pool's domain behind it."""
     request_id: Annotated[str, Field(max_length=64)] | None = None
     """Ties together all tries to fill one place in the pool."""
-    retry_count: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    retry_count: Count | None = None
     """How many VMs with this request id failed before this one."""
     adopt: Adopt | None = None
     """Take in this existing machine instead of making one."""
@@ -94,7 +96,7 @@ class StepRecord(Shape):
     """When the step was first tried."""
     finished_at: Time | None = None
     """When it was done; a step that is done is never done again."""
-    retries: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    retries: Count | None = None
     """How often it failed and will be tried again."""
     next_at: Time | None = None
     """Not before this time is it tried again."""
@@ -107,9 +109,9 @@ class StepRecord(Shape):
 class PooledVMStatus(Shape):
     """What was seen of this VM, and where it is in its life. Written by the operator alone."""
 
-    phase: Any = "Pending"
+    phase: Word = "Pending"
     """Where it is in its life: Pending, Ready, Claimed, Quarantined or Completed."""
-    observed_generation: Annotated[int, Field(ge=-1)] = -1
+    observed_generation: Generation = -1
     """The metadata.generation last acted upon."""
     conditions: Conditions = ()
     """Typed observations about the VM."""

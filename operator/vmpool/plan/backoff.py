@@ -2,13 +2,18 @@
 
 import hashlib
 from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Final
 
 from vmpool.api.pool import Creation
 
-JITTER = 0.2
+JITTER: Final = 0.2
 """Share by which a pause is shortened at most, so that what failed together does not return together."""
+MAX_REMEMBERED: Final = 1 << 15
+"""How many seeds' fractions are remembered: every round of a large pool asks for the same ones again."""
 
 
+@lru_cache(maxsize=MAX_REMEMBERED)
 def fraction(seed: str) -> float:
     """Return a number in [0, 1) that depends on the seed alone: jitter without randomness."""
     digest = hashlib.blake2s(seed.encode(), digest_size=6).digest()

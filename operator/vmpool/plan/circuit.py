@@ -5,6 +5,8 @@
     Closed --failures in a row--> Open --pause is over--> HalfOpen --one success--> Closed
                                    ^                         |
                                    +------one failure--------+
+
+A success closes the circuit from any state: a call that began before it opened may still be answered.
 """
 
 from dataclasses import dataclass, replace

@@ -13,7 +13,7 @@ from vmpool.api.meta import resolve
 from vmpool.plan import backoff
 from vmpool.plan.actions import Action, Complete, CreateVM, EndClaim, Quarantine
 from vmpool.plan.lifecycle import Phase
-from vmpool.plan.snapshot import REPLACED, VM, Failed, PoolSnapshot, ProviderFacts, Reason
+from vmpool.plan.snapshot import PLANNED, REPLACED, VM, Failed, PoolSnapshot, ProviderFacts, Reason
 from vmpool.plan.vm import ENDED_FORCED, Next, next_step
 
 
@@ -57,24 +57,27 @@ def plan_pool(seen: PoolSnapshot, now: datetime) -> Plan:
     if seen.pool.deleting:
         return _drain(seen, now)
     steps = {vm.uid: _next(seen, vm, now) for vm in seen.vms}
-    live = [vm for vm in seen.vms if _is_live(vm) and steps[vm.uid].failed is None]
-    failing = [vm for vm in seen.vms if _is_live(vm) and steps[vm.uid].failed is not None]
-    stale = {vm.uid: why for vm in live if (why := _stale_reason(seen, vm, now)) is not None}
+    open_to_claims = [vm for vm in seen.vms if _is_live(vm)]
+    live = [vm for vm in open_to_claims if steps[vm.uid].failed is None]
+    failing = [vm for vm in open_to_claims if steps[vm.uid].failed is not None]
+    recycled_at = _recycled_at(seen, live)
+    stale = {vm.uid: why for vm in live if (why := _stale_reason(seen, vm, recycled_at, now)) is not None}
     leaving = _leaving(seen, live, stale)
     creates, held_back = _creates(seen, live, failing, len(stale), now)
-    ends = [Complete(vm, reason, message) for vm, reason, message in leaving if vm.uid not in seen.busy]
-    settled = [
-        *_settle_failures(seen, failing, steps, now),
-        *_evict(seen),
-        *ends[: seen.pool.spec.limits.deletes],
-    ]
+    settled = _unique(
+        (
+            *_settle_failures(seen, failing, steps, now),
+            *_evict(seen),
+            *(Complete(vm, reason, message) for vm, reason, message in leaving if vm.uid not in seen.busy),
+        )
+    )
     decided = {action.vm.uid for action in settled} | {vm.uid for vm, _, _ in leaving} | seen.busy
     own = [action for vm in seen.vms if vm.uid not in decided and (action := steps[vm.uid].action) is not None]
     return Plan(
-        actions=(*_unique(settled), *own, *creates),
+        actions=(*settled[: seen.pool.spec.limits.deletes], *own, *creates),
         counts=_count(seen, live, stale),
         held_back=held_back,
-        wake_at=_wake_at(seen, steps.values(), now),
+        wake_at=_wake_at(seen, (*recycled_at.values(), *_wakes(steps.values())), now),
         wants_listing=frozenset(vm.provider for vm in seen.vms if steps[vm.uid].wants_listing),
     )
 
@@ -89,25 +92,34 @@ def _is_live(vm: VM) -> bool:
     return vm.phase in (Phase.PENDING, Phase.READY) and vm.claim is None and not vm.deleting
 
 
+def _provider(seen: PoolSnapshot, vm: VM) -> ProviderFacts:
+    return seen.providers.get(vm.provider, MISSING_PROVIDER)
+
+
 def _next(seen: PoolSnapshot, vm: VM, now: datetime) -> Next:
-    provider = seen.providers.get(vm.provider, MISSING_PROVIDER)
-    return next_step(vm, seen.sight(vm), provider, seen.pool.spec.readiness, now)
+    return next_step(vm, seen.sight(vm), _provider(seen, vm), seen.pool.spec.readiness, now)
 
 
-def _stale_reason(seen: PoolSnapshot, vm: VM, now: datetime) -> tuple[Reason, str] | None:
+def _stale_reason(
+    seen: PoolSnapshot, vm: VM, recycled_at: Mapping[str, datetime], now: datetime
+) -> tuple[Reason, str] | None:
     """Why a live VM should be replaced by a fresh one; None when it should not."""
     spec = seen.pool.spec
     if vm.digest != seen.digest and not vm.adopt and (spec.update.strategy == "Rolling" or not vm.machine_id):
         return Reason.TEMPLATE_CHANGED, "it was made from an older template"
-    ttl = spec.recycle.ready_ttl
-    if ttl is not None and vm.phase == Phase.READY and now >= _recycled_at(seen, vm, ttl):
-        return Reason.READY_TTL, f"it was ready for longer than recycle.readyTTL ({ttl.total_seconds():g} s)"
+    if vm.uid in recycled_at and now >= recycled_at[vm.uid]:
+        return Reason.READY_TTL, "it was ready for as long as recycle.readyTTL allows"
     return None
 
 
-def _recycled_at(seen: PoolSnapshot, vm: VM, ttl: timedelta) -> datetime:
-    share = seen.pool.spec.recycle.jitter_percent / 100.0
-    return vm.since + ttl * (1.0 - share * backoff.fraction(vm.uid))
+def _recycled_at(seen: PoolSnapshot, live: Iterable[VM]) -> dict[str, datetime]:
+    """When each Ready VM's time is over; empty without ``recycle.readyTTL``."""
+    recycle = seen.pool.spec.recycle
+    ttl: timedelta | None = recycle.ready_ttl
+    if ttl is None:
+        return {}
+    share = recycle.jitter_percent / 100.0
+    return {vm.uid: vm.since + ttl * (1.0 - share * backoff.fraction(vm.uid)) for vm in live if vm.phase == Phase.READY}
 
 
 def desired(seen: PoolSnapshot) -> int:
@@ -131,23 +143,31 @@ def _leaving(
 ) -> list[tuple[VM, Reason, str]]:
     """Who has to go, least usable first: what a deleted provider holds, surplus, then what is to be replaced."""
     want = desired(seen) + seen.waiting
-    doomed = {name for name, provider in seen.providers.items() if provider.deleting}
+    doomed = _doomed(seen)
     gone = [
         (vm, Reason.PROVIDER_DELETED, f"VMProvider {vm.provider} is being deleted")
         for vm in live
         if vm.provider in doomed
     ]
     rest = [vm for vm in live if vm.provider not in doomed]
-    fresh = sorted((vm for vm in rest if vm.uid not in stale), key=lambda vm: _worth(vm, seen.digest))
-    surplus = fresh[: max(0, len(fresh) - want)]
+    fresh = [vm for vm in rest if vm.uid not in stale]
+    too_many = max(0, len(fresh) - want)
+    surplus = sorted(fresh, key=lambda vm: _worth(vm, seen.digest))[:too_many] if too_many else []
     gone.extend((vm, Reason.SURPLUS, f"the pool wants {want} VMs") for vm in surplus)
     ready_left = sum(1 for vm in rest if vm.phase == Phase.READY) - sum(1 for vm in surplus if vm.phase == Phase.READY)
     may_take = ready_left - max(0, _bounds(seen)[1])
-    for vm in sorted((vm for vm in rest if vm.uid in stale), key=lambda vm: _worth(vm, "")):
+    # What cannot be destroyed now is not replaced now: an outage must not eat up the stock.
+    replaceable = [vm for vm in rest if vm.uid in stale and _provider(seen, vm).reachable]
+    for vm in sorted(replaceable, key=lambda vm: _worth(vm, "")):
         if vm.phase == Phase.PENDING or may_take > 0:
             may_take -= vm.phase == Phase.READY
             gone.append((vm, *stale[vm.uid]))
     return gone
+
+
+def _doomed(seen: PoolSnapshot) -> frozenset[str]:
+    """Names of the providers that are being deleted."""
+    return frozenset(name for name, provider in seen.providers.items() if provider.deleting)
 
 
 def _worth(vm: VM, digest: str) -> tuple[bool, bool, float]:
@@ -177,16 +197,14 @@ def _create_bounds(
 ) -> list[tuple[int, str]]:
     """Each bound on creates of this round with the name that a user can look up."""
     spec, creation, creating = seen.pool.spec, seen.creation, len(seen.creating)
-    # A failed machine keeps its slot until it is gone: a broken template must not breed a herd.
-    on_the_way = (
-        sum(1 for vm in live if vm.phase == Phase.PENDING)
-        + sum(1 for vm in seen.vms if vm.failed)
-        + len(failing)
-        + creating
-    )
+    on_the_way = [
+        *(vm for vm in live if vm.phase == Phase.PENDING),
+        *failing,
+        *(vm for vm in seen.vms if _keeps_slot(vm)),
+    ]
     bounds = [
         (spec.limits.creates, f"limits.creates is {spec.limits.creates}"),
-        (spec.limits.pending - on_the_way, f"limits.pending is {spec.limits.pending}"),
+        (spec.limits.pending - len(on_the_way) - creating, f"limits.pending is {spec.limits.pending}"),
         (spec.max_vms - len(seen.vms) - creating, f"maxVMs is {spec.max_vms}"),
     ]
     replaced = sum(1 for vm in seen.vms if vm.phase == Phase.COMPLETED and vm.reason in REPLACED)
@@ -195,9 +213,16 @@ def _create_bounds(
         bounds.append((most - len(live) - creating - replaced, "update.maxSurge is reached"))
     if creation is not None:
         why = f"after {creation.failures} failures in a row" if creation.failures else "after a failure"
-        window = creation.window - on_the_way if now >= creation.not_before else 0
+        # What waits for a provider that cannot be reached must not stop creation elsewhere.
+        moving = sum(1 for vm in on_the_way if _provider(seen, vm).reachable) + creating
+        window = creation.window - moving if now >= creation.not_before else 0
         bounds.append((window, f"creation is slowed down {why}"))
     return bounds
+
+
+def _keeps_slot(vm: VM) -> bool:
+    """Whether it failed and its machine is not gone yet: a broken template must not breed a herd."""
+    return vm.phase == Phase.COMPLETED and (vm.reason not in PLANNED or vm.reason == Reason.QUARANTINE_ENDED)
 
 
 def _spread(seen: PoolSnapshot, count: int) -> list[CreateVM]:
@@ -225,6 +250,8 @@ def _provider_trouble(seen: PoolSnapshot) -> str:
     """Say in a clause why no provider takes another machine."""
     for share in seen.pool.spec.providers:
         provider = seen.providers.get(share.name)
+        if not share.weight:
+            continue
         if provider is None:
             return f"VMProvider {share.name} does not exist in namespace {seen.pool.namespace}"
         if not provider.usable:
@@ -236,7 +263,7 @@ def _settle_failures(
     seen: PoolSnapshot, failing: Sequence[VM], steps: Mapping[str, Next], now: datetime
 ) -> list[Complete | Quarantine]:
     """Quarantine failed VMs while there is room, end the others. With no room, the oldest in quarantine makes it."""
-    limit = seen.pool.spec.limits.quarantined
+    limit, doomed = seen.pool.spec.limits.quarantined, _doomed(seen)
     kept = [vm for vm in seen.vms if vm.phase == Phase.QUARANTINED]
     evictable = sorted((vm for vm in kept if vm.uid not in seen.busy), key=lambda vm: vm.since)
     being_evicted = len(kept) - len(evictable)
@@ -248,7 +275,8 @@ def _settle_failures(
         assert failed is not None
         if vm.uid in seen.busy:
             continue
-        if not vm.machine_id or failed.reason == Reason.MACHINE_GONE or wanted >= limit:
+        nothing_to_see = not vm.machine_id or failed.reason == Reason.MACHINE_GONE
+        if nothing_to_see or vm.provider in doomed or wanted >= limit:
             actions.append(_end(vm, failed))
             continue
         wanted += 1
@@ -269,11 +297,17 @@ def _end(vm: VM, failed: Failed) -> Complete:
 
 
 def _evict(seen: PoolSnapshot) -> list[Complete]:
-    """End the oldest in quarantine when the limit was lowered."""
+    """End what may not stay in quarantine: what a deleted provider holds, and the oldest above a lowered limit."""
+    doomed, limit = _doomed(seen), seen.pool.spec.limits.quarantined
     kept = sorted((vm for vm in seen.vms if vm.phase == Phase.QUARANTINED), key=lambda vm: vm.since)
-    over = max(0, len(kept) - seen.pool.spec.limits.quarantined)
-    due = [vm for vm in kept[:over] if vm.uid not in seen.busy]
-    return [Complete(vm, Reason.QUARANTINE_ENDED, "limits.quarantined was lowered") for vm in due]
+    ends = [
+        Complete(vm, Reason.PROVIDER_DELETED, f"VMProvider {vm.provider} is being deleted")
+        for vm in kept
+        if vm.provider in doomed
+    ]
+    over = kept[: max(0, len(kept) - limit)]
+    ends.extend(Complete(vm, Reason.QUARANTINE_ENDED, f"limits.quarantined is {limit}") for vm in over)
+    return [end for end in ends if end.vm.uid not in seen.busy]
 
 
 def _drain(seen: PoolSnapshot, now: datetime) -> Plan:
@@ -300,20 +334,21 @@ def _drain(seen: PoolSnapshot, now: datetime) -> Plan:
     return Plan(
         actions=tuple(actions),
         counts=_count(seen, (), ()),
-        wake_at=_wake_at(seen, steps.values(), now),
+        wake_at=_wake_at(seen, _wakes(steps.values()), now),
         wants_listing=frozenset(vm.provider for vm in seen.vms if steps[vm.uid].wants_listing),
         release=not seen.vms and not seen.creating,
     )
 
 
-def _wake_at(seen: PoolSnapshot, steps: Iterable[Next], now: datetime) -> datetime | None:
-    times = [step.wake_at for step in steps if step.wake_at is not None]
-    ttl = seen.pool.spec.recycle.ready_ttl
-    if ttl is not None:
-        times.extend(_recycled_at(seen, vm, ttl) for vm in seen.vms if vm.phase == Phase.READY and vm.claim is None)
-    if seen.creation is not None and seen.creation.not_before > now:
-        times.append(seen.creation.not_before)
+def _wakes(steps: Iterable[Next]) -> Iterable[datetime]:
+    return (step.wake_at for step in steps if step.wake_at is not None)
+
+
+def _wake_at(seen: PoolSnapshot, times: Iterable[datetime], now: datetime) -> datetime | None:
+    """The next moment at which something may be due, the end of a pause after failures included."""
     later = [moment for moment in times if moment > now]
+    if seen.creation is not None and seen.creation.not_before > now:
+        later.append(seen.creation.not_before)
     return min(later, default=None)
 
 

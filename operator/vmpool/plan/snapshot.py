@@ -148,6 +148,8 @@ class Sight:
     misses: int = 0
     """How often in a row its id (or, without one, its token) was not found."""
     missed_at: datetime | None = None
+    deletion_asked_at: datetime | None = None
+    """When the provider first began to delete it."""
     unlisted: bool = False
     """The last complete listing showed no machine with its id or its token."""
     probed_at: datetime | None = None

@@ -9,6 +9,7 @@ from datetime import datetime
 from vmpool.api import keys
 from vmpool.api.conditions import Condition, ConditionType, find, merge
 from vmpool.api.pool import Creation, Failure, VMPoolStatus
+from vmpool.plan.actions import CreateVM
 from vmpool.plan.pool import Plan
 from vmpool.plan.snapshot import PoolFacts, PoolSnapshot
 
@@ -80,13 +81,19 @@ def _why(seen: PoolSnapshot, plan: Plan, reached: bool, stalled: tuple[str, str]
         return stalled[0], f"{head}: {stalled[1]}"
     trouble = provider_trouble(seen) if counts.deficit else None
     if plan.held_back:
-        head += f"; {counts.deficit} wait: {plan.held_back}"
+        head += f"; {_held_back(plan)}: {plan.held_back}"
     if reached:
         unset = pool.spec.replicas is None and not counts.desired
         return ("ReplicasUnset", f"{head}; spec.replicas is not set") if unset else (FILLED, head)
     if trouble is not None:
         return trouble
     return "Updating" if counts.stale else "Filling", head
+
+
+def _held_back(plan: Plan) -> str:
+    """Say what is held back: VMs that are missing, or fresh ones in the place of those to be replaced."""
+    missing = plan.counts.deficit - sum(1 for action in plan.actions if isinstance(action, CreateVM))
+    return f"{missing} wait" if missing > 0 else "replacing waits"
 
 
 def provider_trouble(seen: PoolSnapshot) -> tuple[str, str] | None:

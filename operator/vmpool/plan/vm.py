@@ -107,8 +107,9 @@ def after_error(vm: VM, step: Step, error: CallError, retry: Retry, now: datetim
     Destroying is never given up.
     """
     before = vm.step(step)
-    retries = before.retries + (1 if error.blames_vm or step is Step.DESTROY else 0)
-    if step is not Step.DESTROY and (error.terminal or retries >= retry.attempts):
+    counts = error.blames_vm or step is Step.DESTROY
+    retries = before.retries + counts
+    if step is not Step.DESTROY and (error.terminal or (counts and retries >= retry.attempts)):
         tries = f" ({retries} tries)" if retries > 1 else ""
         return Failed(step, error.reason, f"{error.message}{tries}")
     wait = backoff.pause(max(retries, 1), retry.backoff, retry.max_backoff, f"{vm.uid}/{step}")
@@ -122,12 +123,17 @@ def after_error(vm: VM, step: Step, error: CallError, retry: Retry, now: datetim
     )
 
 
-def _missing(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Next | None:
-    """Follow up a machine that was not listed or not found; None when there is no such doubt."""
+def _missing(
+    vm: VM, sight: Sight, provider: ProviderFacts, now: datetime, deadline: datetime | None = None
+) -> Next | None:
+    """Follow up a machine that was not listed or not found; None when there is no such doubt.
+
+    ``deadline`` is when something else is due, should no listing come until then.
+    """
     if not provider.reachable or not vm.machine_id or not (sight.misses or sight.unlisted):
         return None
     if sight.misses >= PROOFS:
-        return Next(wants_listing=True)
+        return Next(wants_listing=True, wake_at=deadline)
     due = (sight.missed_at + MISS_PAUSE) if sight.missed_at else now
     return Next(Look(vm)) if now >= due else Next(wake_at=due)
 
@@ -143,7 +149,7 @@ def _claimed(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Ne
         return Next(EndClaim(vm, ENDED_EXPIRED))
     if machine_gone(sight, provider):
         return Next(EndClaim(vm, ENDED_MACHINE_GONE))
-    doubt = _missing(vm, sight, provider, now)
+    doubt = _missing(vm, sight, provider, now, claim.expires_at)
     return doubt if doubt is not None else Next(wake_at=claim.expires_at)
 
 
@@ -168,12 +174,12 @@ def _pending(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness
         return Next(MarkReady(vm, addresses))
     deadline = started + readiness.timeout
     if now >= deadline:
-        return Next(failed=Failed(Step.BOOT, Reason.PENDING_TIMEOUT, _waited_for(sight, readiness, running)))
-    doubt = _missing(vm, sight, provider, now)
+        return Next(failed=Failed(Step.BOOT, Reason.PENDING_TIMEOUT, _waited_for(sight, readiness, running, addresses)))
+    doubt = _missing(vm, sight, provider, now, deadline)
     if doubt is not None:
         return doubt
     last = sight.probed_at if running else sight.looked_at
-    due = last + look_pause(now - started) if last else now
+    due = last + look_pause(last - started) if last else now
     if now < due:
         return Next(wake_at=min(due, deadline))
     if running and readiness.tcp_socket is not None:
@@ -181,9 +187,9 @@ def _pending(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness
     return Next(Look(vm))
 
 
-def _waited_for(sight: Sight, readiness: Readiness, running: bool) -> str:
+def _waited_for(sight: Sight, readiness: Readiness, running: bool, addresses: tuple[str, ...]) -> str:
     if running and readiness.tcp_socket is not None:
-        what = f"nothing answered on TCP port {readiness.tcp_socket.port} of {sight.addresses[0]}"
+        what = f"nothing answered on TCP port {readiness.tcp_socket.port} of {addresses[0]}"
     elif sight.state == "Running":
         what = "the machine runs but has no address"
     else:
@@ -233,7 +239,8 @@ def _quarantined(vm: VM, now: datetime) -> Next:
 
 def _destroy(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Next:
     """Delete until gone, prove it, forget the object: in this order, however often we are killed in between."""
-    if not vm.held or not provider.reachable:
+    vanishing = vm.deleting and not vm.held
+    if vanishing or not provider.reachable:
         return WAIT
     if machine_gone(sight, provider):
         return Next(Forget(vm))
@@ -245,7 +252,7 @@ def _destroy(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Ne
     if sight.missed_at is not None:
         due = sight.missed_at + MISS_PAUSE
     elif sight.state == "Deleting" and sight.looked_at is not None:
-        due = sight.looked_at + look_pause(now - vm.since)
+        due = sight.looked_at + look_pause(sight.looked_at - (sight.deletion_asked_at or vm.since))
     else:
         due = now
     return Next(DestroyMachine(vm)) if now >= due else Next(wake_at=due)

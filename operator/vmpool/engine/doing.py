@@ -1,0 +1,73 @@
+"""Effects in flight: one per VM at a time, started by a round, reported by a wake."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from vmpool.kube.errors import Conflict, Invalid, KubeError, NotFound
+from vmpool.plan.actions import Action
+from vmpool.providers.errors import ProviderError
+from vmpool.telemetry import logs
+from vmpool.telemetry.metrics import Metrics
+
+log = logs.get(__name__)
+
+LOOK_AGAIN = (Conflict, Invalid, NotFound)
+"""Answers that mean: the world is not what was decided on. The next round decides anew."""
+
+
+class Doing:
+    """The running effects of one loop, by a key (a VM's uid) that only one effect may hold at a time.
+
+    Bounded by the plan: one effect a VM, and creates within the pool's limits.
+    """
+
+    def __init__(self, wake: Callable[[], None], metrics: Metrics, error_pause: float) -> None:
+        self._wake = wake
+        self._metrics = metrics
+        self._error_pause = error_pause
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Return the keys that are held now."""
+        return frozenset(self._tasks)
+
+    def start(self, key: str, action: Action, work: Callable[[], Awaitable[None]]) -> None:
+        """Start an effect; a key that is held already is a mistake of the caller."""
+        assert key not in self._tasks, f"{key} is busy"
+        task = asyncio.create_task(self._run(action, work), name=f"{type(action).__name__}/{key}")
+        self._tasks[key] = task
+        task.add_done_callback(lambda _: self._finished(key))
+
+    def _finished(self, key: str) -> None:
+        self._tasks.pop(key, None)
+        self._wake()
+
+    async def _run(self, action: Action, work: Callable[[], Awaitable[None]]) -> None:
+        name = type(action).__name__
+        outcome = "ok"
+        with self._metrics.in_flight.labels(name).track_inprogress():
+            try:
+                await work()
+            except LOOK_AGAIN as error:
+                outcome = "look_again"
+                log.info("effect_refused", action=name, error=str(error))
+            except (KubeError, ProviderError) as error:
+                outcome = "error"
+                log.warning("effect_failed", action=name, error=str(error))
+                await asyncio.sleep(self._error_pause)
+            except Exception as error:  # an effect's mistake must not end its pool's loop
+                outcome = "error"
+                log.error("effect_broken", action=name, error=str(error), exc_info=error)
+                await asyncio.sleep(self._error_pause)
+        self._metrics.effects.labels(name, outcome).inc()
+
+    async def stop(self, grace: float) -> None:
+        """Let what is in flight end, at most for ``grace`` seconds, then cancel it."""
+        tasks = list(self._tasks.values())
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=grace)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)

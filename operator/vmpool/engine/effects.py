@@ -1,0 +1,233 @@
+"""Carry out one action of a plan: the only place where a decision becomes a write or a provider call.
+
+Each function makes at most one effect, and each may be repeated: a kill at any point leaves something that the next
+plan sees and goes on from.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import TypeVar
+
+from vmpool.api import keys
+from vmpool.api.meta import MIB_PER_GIB, format_time, mebibytes
+from vmpool.api.pool import Retry, Template
+from vmpool.engine import writes
+from vmpool.engine.lane import LaneClosed, Slots, Urgency
+from vmpool.engine.world import ProviderView, World
+from vmpool.plan.actions import (
+    Complete,
+    DestroyMachine,
+    EndClaim,
+    EnsureMachine,
+    Forget,
+    Look,
+    MarkClaimed,
+    MarkReady,
+    Probe,
+    Quarantine,
+    VMAction,
+)
+from vmpool.plan.lifecycle import Phase
+from vmpool.plan.snapshot import VM, Failed, Step
+from vmpool.plan.vm import CallError, after_error
+from vmpool.providers.base import Deletion, Machine, MachineRequest, MachineState, Provider
+from vmpool.providers.errors import CredentialsRefused, Exhausted, MachineNotFound, ProviderError, Throttled
+
+T = TypeVar("T")
+
+DEFAULT_MEMORY = "1Gi"
+NO_BLAME = (CredentialsRefused, Exhausted, Throttled, LaneClosed)
+"""Errors that say nothing about the VM: they cost it no attempt."""
+
+
+class Effects:
+    """The effects for the VMs of one pool, or of none: then without a template."""
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        retry: Retry,
+        template: Template | None = None,
+        ready_without_probe: bool = False,
+    ) -> None:
+        self.world = world
+        self.retry = retry
+        self.template = template
+        self.ready_without_probe = ready_without_probe
+        self.urgency = Urgency.REFILL
+        self._probes = asyncio.Semaphore(world.settings.probes_in_flight)
+
+    async def run(self, action: VMAction) -> None:  # one line an action is the clearest table
+        """Carry out an action for a VM that exists."""
+        now = self.world.now()
+        match action:
+            case EnsureMachine(vm):
+                await self._ensure(vm)
+            case Look(vm):
+                await self._look(vm)
+            case Probe(vm, address, port):
+                await self._probe(vm, address, port)
+            case MarkReady(vm, addresses):
+                await self._ready(vm, addresses, now)
+            case MarkClaimed(vm):
+                await writes.write_status(self.world, vm, writes.into_phase(Phase.CLAIMED, now), decided=True)
+            case EndClaim(vm, reason):
+                await writes.end_claim(self.world, vm, reason, now)
+            case Quarantine(vm, _, reason, message, expires_at):
+                changes = writes.into_phase(Phase.QUARANTINED, now) | writes.because(reason, message)
+                changes["expiresAt"] = format_time(expires_at)
+                await writes.write_status(self.world, vm, changes, decided=True)
+            case Complete(vm, reason, message):
+                changes = writes.into_phase(Phase.COMPLETED, now) | writes.because(reason, message)
+                await writes.write_status(self.world, vm, changes, decided=True)
+            case DestroyMachine(vm):
+                await self._destroy(vm)
+            case Forget(vm):
+                await writes.forget(self.world, vm)
+
+    def _view(self, vm: VM) -> ProviderView:
+        view = self.world.views.get((vm.namespace, vm.provider))
+        if view is None:
+            raise LaneClosed(f"VMProvider {vm.provider} does not exist")
+        return view
+
+    async def _call(
+        self, vm: VM, operation: str, slots: Slots, urgency: Urgency, work: Callable[[Provider], Awaitable[T]]
+    ) -> T:
+        return await self._view(vm).lane.call(operation, slots, urgency, work)
+
+    async def _ensure(self, vm: VM) -> None:
+        step = Step.ADOPT if vm.adopt else Step.CREATE
+        began = self.world.now()
+        try:
+            machine = await self._call(vm, step, Slots.OPERATE, self.urgency, lambda p: self._obtain(p, vm))
+        except ProviderError as error:
+            await self._failed_call(vm, step, error)
+            return
+        now = self.world.now()
+        self.world.sights.saw(vm.uid, machine, now)
+        changes: dict[str, object] = {
+            "machineId": machine.id,
+            "steps": writes.ledger(vm, writes.done(vm, step, began, now)),
+        }
+        if machine.addresses:
+            changes["addresses"] = list(machine.addresses)
+        if self.ready_without_probe and machine.state is MachineState.RUNNING and machine.addresses and not vm.adopt:
+            changes |= writes.into_phase(Phase.READY, now) | {"readyAt": format_time(now)}
+        await writes.write_status(self.world, vm, changes, decided="phase" in changes)
+
+    async def _obtain(self, provider: Provider, vm: VM) -> Machine:
+        tags = {
+            keys.TAG_INSTALL: self.world.install_id,
+            keys.TAG_UID: vm.uid,
+            keys.TAG_POOL: vm.pool,
+        }
+        if vm.adopt:
+            return await provider.adopt(vm.adopt, tags)
+        assert self.template is not None, "only a pool asks for machines"
+        return await provider.ensure(machine_request(vm, self.template, tags))
+
+    async def _look(self, vm: VM) -> None:
+        asked = self.world.now()
+        try:
+            machine = await self._call(vm, "get", Slots.OBSERVE, Urgency.REFILL, lambda p: p.get(vm.machine_id))
+        except MachineNotFound:
+            self._missed(vm)
+            return
+        self.world.sights.saw(vm.uid, machine, asked)
+
+    def _missed(self, vm: VM) -> None:
+        """Note that it was not found, at the time of the answer: only a listing that begins later proves more."""
+        self.world.sights.missed(vm.uid, self.world.now())
+        self._view(vm).want_listing()
+
+    async def _probe(self, vm: VM, address: str, port: int) -> None:
+        async with self._probes:
+            ok = await answers(address, port, self.world.settings.probe_timeout_seconds)
+        self.world.sights.probed(vm.uid, ok=ok, now=self.world.now())
+
+    async def _ready(self, vm: VM, addresses: tuple[str, ...], now: datetime) -> None:
+        changes: dict[str, object] = {"addresses": list(addresses)}
+        if vm.phase != Phase.READY:
+            boot = writes.done(vm, Step.BOOT, vm.step(Step.CREATE).finished_at or vm.created_at, now)
+            changes |= writes.into_phase(Phase.READY, now)
+            changes |= {"readyAt": format_time(now), "steps": writes.ledger(vm, boot)}
+        await writes.write_status(self.world, vm, changes, decided=True)
+
+    async def _destroy(self, vm: VM) -> None:
+        try:
+            if vm.machine_id or vm.adopt:
+                await self._delete(vm, vm.machine_id or vm.adopt)
+            else:
+                await self._find(vm)
+        except ProviderError as error:
+            await self._failed_call(vm, Step.DESTROY, error)
+
+    async def _delete(self, vm: VM, machine_id: str) -> None:
+        async def work(provider: Provider) -> Deletion:
+            return await provider.delete(machine_id)
+
+        try:
+            how_far = await self._call(vm, "delete", Slots.OPERATE, Urgency.DESTROY, work)
+        except MachineNotFound:
+            # Not ours any more, if it ever was: nothing to delete, and the listing will prove it.
+            how_far = Deletion.GONE
+        if how_far is Deletion.GONE:
+            self._missed(vm)
+        else:
+            self.world.sights.deleting(vm.uid, self.world.now())
+
+    async def _find(self, vm: VM) -> None:
+        """Look for a machine whose id was never recorded: the create may have happened without us hearing of it."""
+        asked = self.world.now()
+        machine = await self._call(vm, "find", Slots.OBSERVE, Urgency.DESTROY, lambda p: p.find(vm.uid))
+        if machine is None:
+            self._missed(vm)
+            return
+        self.world.sights.saw(vm.uid, machine, asked)
+        await writes.write_status(self.world, vm, {"machineId": machine.id}, decided=False)
+
+    async def _failed_call(self, vm: VM, step: Step, error: ProviderError) -> None:
+        """Record a failed try in the ledger, or the verdict that there will be no other."""
+        if isinstance(error, LaneClosed):
+            return
+        what = CallError(
+            reason=error.reason,
+            message=error.message,
+            terminal=error.terminal,
+            blames_vm=not isinstance(error, NO_BLAME),
+            retry_after=error.retry_after,
+        )
+        verdict = after_error(vm, step, what, self.retry, self.world.now())
+        if isinstance(verdict, Failed):
+            self.world.sights.failed(vm.uid, verdict)
+        else:
+            await writes.write_status(self.world, vm, {"steps": writes.ledger(vm, verdict)}, decided=False)
+
+
+def machine_request(vm: VM, template: Template, tags: dict[str, str]) -> MachineRequest:
+    """Return what to ask a provider for."""
+    return MachineRequest(
+        token=vm.uid,
+        name=vm.name,
+        hostname=vm.host_name or vm.name,
+        image=template.image,
+        cpus=template.cpus or 1,
+        memory_mib=mebibytes(template.memory or DEFAULT_MEMORY),
+        disk_gib=-(-mebibytes(template.disk) // MIB_PER_GIB) if template.disk else None,
+        parameters=dict(template.parameters or {}),
+        tags=tags,
+    )
+
+
+async def answers(address: str, port: int, timeout: float) -> bool:
+    """Say whether a TCP connection is accepted in time."""
+    try:
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(address, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True

@@ -1,0 +1,125 @@
+"""Turn raw objects of the API server into facts; parsing ends here."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from vmpool.api import keys
+from vmpool.api.pool import VMPoolSpec, VMPoolStatus
+from vmpool.api.provider import VMProviderSpec, VMProviderStatus
+from vmpool.plan.lifecycle import Phase
+from vmpool.plan.snapshot import VM, ClaimFacts, PoolFacts, StepFacts
+
+EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+def moment(text: str | None) -> datetime | None:
+    """Read a Kubernetes time; None stays None."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def vm_facts(raw: dict[str, Any]) -> VM:
+    """Return the facts of a PooledVM."""
+    meta, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
+    claim = spec.get("claim")
+    return VM(
+        uid=meta["uid"],
+        namespace=meta["namespace"],
+        name=meta["name"],
+        resource_version=meta["resourceVersion"],
+        created_at=moment(meta.get("creationTimestamp")) or EPOCH,
+        pool=spec["pool"],
+        pool_uid=spec["poolUid"],
+        provider=spec["provider"],
+        phase=status.get("phase", Phase.PENDING),
+        deleting="deletionTimestamp" in meta,
+        held=keys.FINALIZER_MACHINE in meta.get("finalizers", ()),
+        digest=spec.get("templateDigest", ""),
+        host_name=spec.get("hostName", ""),
+        request_id=spec.get("requestId", ""),
+        retry_count=spec.get("retryCount", 0),
+        adopt=(spec.get("adopt") or {}).get("machineId", ""),
+        claim=_claim(claim) if claim else None,
+        phase_since=moment(status.get("phaseSince")),
+        expires_at=moment(status.get("expiresAt")),
+        machine_id=status.get("machineId", ""),
+        addresses=tuple(status.get("addresses", ())),
+        reason=status.get("reason", ""),
+        message=status.get("message", ""),
+        steps=tuple(_step(step) for step in status.get("steps", ())),
+    )
+
+
+def _claim(raw: dict[str, Any]) -> ClaimFacts:
+    return ClaimFacts(
+        id=raw["id"],
+        owner=raw["owner"],
+        expires_at=datetime.fromisoformat(raw["expiresAt"]),
+        released_at=moment(raw.get("releasedAt")),
+    )
+
+
+def _step(raw: dict[str, Any]) -> StepFacts:
+    return StepFacts(
+        name=raw["name"],
+        started_at=moment(raw.get("startedAt")),
+        finished_at=moment(raw.get("finishedAt")),
+        retries=raw.get("retries", 0),
+        next_at=moment(raw.get("nextAt")),
+        reason=raw.get("reason", ""),
+        message=raw.get("message", ""),
+    )
+
+
+def pool_facts(raw: dict[str, Any]) -> PoolFacts:
+    """Return the facts of a VMPool.
+
+    Raises pydantic.ValidationError for an object that this release cannot read.
+    """
+    meta = raw["metadata"]
+    return PoolFacts(
+        uid=meta["uid"],
+        namespace=meta["namespace"],
+        name=meta["name"],
+        generation=meta.get("generation", 0),
+        spec=VMPoolSpec.model_validate(raw["spec"]),
+        status=VMPoolStatus.model_validate(raw.get("status") or {}),
+        resource_version=meta["resourceVersion"],
+        deleting="deletionTimestamp" in meta,
+        held=keys.FINALIZER_DRAIN in meta.get("finalizers", ()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderObject:
+    """One VMProvider as the mirror shows it."""
+
+    uid: str
+    namespace: str
+    name: str
+    generation: int
+    resource_version: str
+    deleting: bool
+    held: bool
+    """Whether our finalizer is on it."""
+    spec: VMProviderSpec
+    status: VMProviderStatus
+
+
+def provider_object(raw: dict[str, Any]) -> ProviderObject:
+    """Return the facts of a VMProvider.
+
+    Raises pydantic.ValidationError for an object that this release cannot read.
+    """
+    meta = raw["metadata"]
+    return ProviderObject(
+        uid=meta["uid"],
+        namespace=meta["namespace"],
+        name=meta["name"],
+        generation=meta.get("generation", 0),
+        resource_version=meta["resourceVersion"],
+        deleting="deletionTimestamp" in meta,
+        held=keys.FINALIZER_DRAIN in meta.get("finalizers", ()),
+        spec=VMProviderSpec.model_validate(raw["spec"]),
+        status=VMProviderStatus.model_validate(raw.get("status") or {}),
+    )

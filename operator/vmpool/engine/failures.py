@@ -1,0 +1,77 @@
+"""Failures of one pool: remembered, made known, and written down before their VM leaves Pending or Ready."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from vmpool.api.pool import MAX_RECENT_FAILURES, Creation, Failure
+from vmpool.engine.world import World
+from vmpool.plan import backoff
+from vmpool.plan.snapshot import VM, PoolFacts, Step
+
+OWED_FOR = timedelta(hours=1)
+"""How long a failed place waits for its successor before a fresh request id is used instead."""
+SLOWS_CREATION = (Step.CREATE, Step.BOOT)
+
+
+class Failures:
+    """The pool's recent failures, its slow start, and the request ids that are owed a successor."""
+
+    def __init__(self, pool: PoolFacts) -> None:
+        self.recent: tuple[Failure, ...] = pool.status.recent_failures
+        self.creation: Creation | None = pool.status.creation
+        self._digest = pool.status.template_digest
+        self._owed: dict[str, tuple[int, datetime]] = {}
+
+    def template_is(self, digest: str) -> None:
+        """A changed template begins with a clean slate: what the old one failed with says nothing about it."""
+        if digest != self._digest:
+            self._digest = digest
+            self.creation = None
+
+    def add(self, world: World, pool: PoolFacts, failure: Failure) -> bool:
+        """Remember a failure and make it known; False when it was known already."""
+        if any(known.vm == failure.vm and known.step == failure.step for known in self.recent):
+            return False
+        self.recent = (failure, *self.recent)[:MAX_RECENT_FAILURES]
+        self._owed[failure.request_id] = (failure.retry_count, failure.failed_at)
+        while len(self._owed) > MAX_RECENT_FAILURES:
+            del self._owed[next(iter(self._owed))]
+        if failure.step in SLOWS_CREATION:
+            retry = pool.spec.retry
+            self.creation = backoff.after_failure(
+                self.creation, failure.failed_at, base=retry.backoff, longest=retry.max_backoff, seed=pool.uid
+            )
+        world.metrics.failures.labels(pool.namespace, pool.name, failure.step, failure.error_class).inc()
+        return True
+
+    def succeeded(self, pool: PoolFacts) -> None:
+        """A VM became Ready: create faster again."""
+        self.creation = backoff.after_success(self.creation, pool.spec.limits.pending)
+
+    def paid(self, request_id: str) -> None:
+        """A successor is there."""
+        self._owed.pop(request_id, None)
+
+    def owed(self, vms: Sequence[VM], now: datetime) -> tuple[tuple[str, int], ...]:
+        """Return the request ids without a successor, oldest first."""
+        newest: dict[str, int] = {}
+        for vm in vms:
+            newest[vm.request_id] = max(vm.retry_count, newest.get(vm.request_id, -1))
+        for request_id, (retries, at) in list(self._owed.items()):
+            if newest.get(request_id, -1) > retries or now - at > OWED_FOR:
+                del self._owed[request_id]
+        return tuple((request_id, retries) for request_id, (retries, _) in self._owed.items())
+
+
+def failure_of(vm: VM, step: str, reason: str, message: str, now: datetime) -> Failure:
+    """Return the record of a VM that is given up."""
+    return Failure(
+        vm=vm.name,
+        provider=vm.provider,
+        step=step,
+        error_class=reason,
+        message=message[:1024],
+        failed_at=now,
+        request_id=vm.request_id,
+        retry_count=vm.retry_count,
+    )

@@ -1,0 +1,284 @@
+"""The loop of one VMPool: snapshot, plan, effects, status."""
+
+import asyncio
+from datetime import datetime, timedelta
+
+from vmpool.api import keys
+from vmpool.api.conditions import ConditionType, find
+from vmpool.api.pool import VMPoolStatus, template_digest
+from vmpool.engine import writes
+from vmpool.engine.doing import Doing
+from vmpool.engine.effects import Effects
+from vmpool.engine.failures import Failures, failure_of
+from vmpool.engine.lane import Urgency
+from vmpool.engine.loop import Done, Loop
+from vmpool.engine.world import World
+from vmpool.kube.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound
+from vmpool.kube.events import ObjectRef
+from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
+from vmpool.plan.actions import Action, Complete, CreateVM, Quarantine
+from vmpool.plan.lifecycle import Phase
+from vmpool.plan.pool import Plan, plan_pool
+from vmpool.plan.snapshot import PoolFacts, PoolSnapshot, ProviderFacts
+from vmpool.plan.status import pool_status, stalled_reason
+from vmpool.providers.errors import InvalidConfig, InvalidTemplate, Terminal
+from vmpool.telemetry import logs
+
+log = logs.get(__name__)
+
+TERMINAL_REASONS = frozenset(error.reason for error in (Terminal, InvalidTemplate, InvalidConfig))
+REFUSED_FOR_GOOD = (Forbidden, NotFound, BadRequest, Invalid)
+
+
+class PoolLoop(Loop):
+    """Keeps one pool as its spec says, until its object is gone."""
+
+    kind = "VMPool"
+
+    def __init__(self, world: World, pool: PoolFacts) -> None:
+        super().__init__(world.settings, world.metrics)
+        self.world = world
+        self.uid = pool.uid
+        self.name = f"{pool.namespace}/{pool.name}"
+        self.pool = pool
+        self.failures = Failures(pool)
+        self.doing = Doing(self.wake, world.metrics, world.settings.error_pause_seconds)
+        self._creating: dict[str, str] = {}
+        self._creates = 0
+        self._status_lock = asyncio.Lock()
+        self._status_at: datetime | None = None
+        self._plan: tuple[PoolSnapshot, Plan] | None = None
+        self._counted: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return self.name
+
+    async def round(self, now: datetime) -> datetime | None:
+        """Look at everything once, start what the plan says, write the status if it changed."""
+        pool = self.world.pool(self.uid)
+        if pool is None:
+            raise Done
+        self.pool = pool
+        if not self.world.clock_is_good():
+            log.warning("clock_differs", pool=self.name, skew=str(self.world.client.clock_skew))
+            return now + timedelta(seconds=self.settings.stalled_pause_seconds)
+        if not pool.held and not pool.deleting:
+            # Before the first VM: a pool that is deleted must stay until its machines are gone.
+            await self._hold(keep=True)
+            pool = self.pool
+        seen = self._snapshot(pool, now)
+        self.failures.template_is(seen.digest)
+        plan = plan_pool(seen, now)
+        self._plan = (seen, plan)
+        self._start(seen, plan)
+        for name in plan.wants_listing:
+            view = self.world.views.get((pool.namespace, name))
+            if view is not None:
+                view.want_listing()
+        self._measure(seen, plan)
+        if plan.release:
+            await self._release(pool)
+            return now + timedelta(seconds=self.settings.stalled_pause_seconds)
+        late = await self._write_status(now)
+        return min((moment for moment in (plan.wake_at, late) if moment is not None), default=None)
+
+    async def closed(self) -> None:
+        """End what is in flight: the object is gone, or the process stops."""
+        await self.doing.stop(self.world.stop_grace_seconds)
+
+    def _snapshot(self, pool: PoolFacts, now: datetime) -> PoolSnapshot:
+        vms = self.world.vms_of_pool(pool.uid)
+        self._note_ready(vms_ready=frozenset(vm.uid for vm in vms if vm.phase == Phase.READY), pool=pool)
+        providers: dict[str, ProviderFacts] = {}
+        # A VM's provider may have left the pool's list: its machine must still be watched and destroyed.
+        for name in {share.name for share in pool.spec.providers} | {vm.provider for vm in vms}:
+            view = self.world.views.get((pool.namespace, name))
+            if view is not None:
+                providers[name] = view.facts()
+        return PoolSnapshot(
+            pool=pool,
+            digest=template_digest(pool.spec.template),
+            vms=vms,
+            providers=providers,
+            sights=self.world.sights,
+            busy=self.doing.keys,
+            creating=tuple(self._creating.values()),
+            creation=self.failures.creation,
+            owed=self.failures.owed(vms, now),
+        )
+
+    def _note_ready(self, vms_ready: frozenset[str], pool: PoolFacts) -> None:
+        """Every VM that is newly Ready speeds up a slow start; those found at the start do not count."""
+        if self._plan is not None:
+            for uid in vms_ready - self._counted:
+                self.failures.succeeded(pool)
+                vm = self.world.vm(uid)
+                if vm is not None:
+                    seconds = (self.world.now() - vm.created_at).total_seconds()
+                    self.metrics.ready_seconds.labels(pool.namespace, pool.name).observe(seconds)
+        self._counted = vms_ready
+
+    def _start(self, seen: PoolSnapshot, plan: Plan) -> None:
+        spec = seen.pool.spec
+        effects = Effects(
+            self.world,
+            retry=spec.retry,
+            template=spec.template,
+            ready_without_probe=spec.readiness.tcp_socket is None,
+        )
+        effects.urgency = Urgency.REFILL if plan.counts.ready else Urgency.EMPTY_POOL
+        for action in plan.actions:
+            if isinstance(action, CreateVM):
+                self._create(seen, action)
+            else:
+                self._act(effects, action)
+
+    def _act(self, effects: Effects, action: Action) -> None:
+        assert not isinstance(action, CreateVM)
+
+        async def work() -> None:
+            if isinstance(action, Quarantine) or (isinstance(action, Complete) and action.step):
+                await self._record_failure(action)
+            await effects.run(action)
+
+        self.doing.start(action.vm.uid, action, work)
+
+    def _create(self, seen: PoolSnapshot, action: CreateVM) -> None:
+        self._creates += 1
+        key = f"create-{self._creates}"
+        where = (seen.pool.namespace, action.provider)
+        # Counted before the first await: the next plan, of any pool, sees the room as taken.
+        self._creating[key] = action.provider
+        self.world.creating[where] = self.world.creating.get(where, 0) + 1
+
+        async def work() -> None:
+            try:
+                await writes.create_vm(self.world, seen.pool, seen.digest, action)
+                self.failures.paid(action.request_id)
+            finally:
+                del self._creating[key]
+                self.world.creating[where] -= 1
+
+        self.doing.start(key, action, work)
+
+    async def _record_failure(self, action: Complete | Quarantine) -> None:
+        """Write the failure down before the VM leaves its phase: a kill in between repeats it, and loses nothing."""
+        failure = failure_of(action.vm, action.step, action.reason, action.message, self.world.now())
+        if not self.failures.add(self.world, self.pool, failure):
+            return
+        log.warning("vm_failed", pool=self.name, **failure.wire())
+        self.world.events.emit(self._ref(), "Warning", failure.error_class, f"{failure.vm}: {failure.message}")
+        await self._write_status(self.world.now(), must=True)
+
+    def _ref(self) -> ObjectRef:
+        return ObjectRef.of(VMPOOLS, self.pool.namespace, self.pool.name, self.pool.uid)
+
+    async def _write_status(self, now: datetime, *, must: bool = False) -> datetime | None:
+        """Write the status if it differs; return when to come back if a mere change of counts has to wait."""
+        async with self._status_lock:
+            if self._plan is None:
+                return None
+            seen, plan = self._plan
+            pool = self.world.pool(self.uid)
+            if pool is None:
+                return None
+            stalled = stalled_reason(seen, self.failures.recent, TERMINAL_REASONS)
+            status = pool_status(seen, plan, failures=self.failures.recent, stalled=stalled, now=now)
+            changes = _difference(pool.status, status)
+            if not changes:
+                return None
+            pause = timedelta(seconds=self.settings.status_pause_seconds)
+            urgent = must or _verdicts(pool.status) != _verdicts(status)
+            if not urgent and self._status_at is not None and now < self._status_at + pause:
+                return self._status_at + pause
+            await self._patch_status(pool, status, changes, must=must)
+            self._status_at = now
+            return None
+
+    async def _patch_status(
+        self, pool: PoolFacts, status: VMPoolStatus, changes: dict[str, object], *, must: bool
+    ) -> None:
+        body = {"metadata": {"uid": pool.uid, "resourceVersion": pool.resource_version}, "status": changes}
+        try:
+            written = await self.world.client.patch_merge(VMPOOLS, pool.namespace, pool.name, body, "status")
+        except Conflict:
+            await self.world.pools.quorum_get(pool.namespace, pool.name)
+            if not must:
+                raise
+            newest = self.world.pool(self.uid)
+            if newest is None:
+                return
+            body["metadata"] = {"uid": newest.uid, "resourceVersion": newest.resource_version}
+            written = await self.world.client.patch_merge(VMPOOLS, pool.namespace, pool.name, body, "status")
+        except REFUSED_FOR_GOOD as error:
+            if not must:
+                raise
+            self.metrics.lost_letters.inc()
+            log.error("failure_record_refused", pool=self.name, error=str(error), status=status.wire())
+            return
+        self.world.pools.saw(written)
+        self._announce(pool.status, status)
+
+    def _announce(self, before: VMPoolStatus, after: VMPoolStatus) -> None:
+        """Tell people about verdicts that changed, in the condition's own sentence."""
+        for kind in (ConditionType.READY, ConditionType.STALLED):
+            old, new = find(before.conditions, kind), find(after.conditions, kind)
+            if new is None or (old is not None and (old.status, old.reason) == (new.status, new.reason)):
+                continue
+            log.info("pool_condition", pool=self.name, type=kind, status=new.status, reason=new.reason, why=new.message)
+            if kind is ConditionType.STALLED or new.status == "True":
+                stalled = kind is ConditionType.STALLED
+                self.world.events.emit(self._ref(), "Warning" if stalled else "Normal", new.reason, new.message)
+
+    async def _hold(self, *, keep: bool) -> None:
+        pool = self.pool
+        raw = await self.world.client.get(VMPOOLS, pool.namespace, pool.name)
+        if raw["metadata"]["uid"] != pool.uid:
+            return
+        patch = writes.finalizer_patch(raw, keys.FINALIZER_DRAIN, keep=keep)
+        if patch:
+            raw = await self.world.client.patch_json(VMPOOLS, pool.namespace, pool.name, patch)
+        self.world.pools.saw(raw)
+        self.pool = self.world.pool(self.uid) or pool
+
+    async def _release(self, pool: PoolFacts) -> None:
+        """Let a drained pool go, once the server itself says that no VM of its uid is left."""
+        selector = f"spec.pool={pool.name}"
+        async for page in self.world.client.list_pages(POOLEDVMS, pool.namespace, field_selector=selector):
+            if any(item["spec"]["poolUid"] == pool.uid for item in page.items):
+                return
+        try:
+            await self._hold(keep=False)
+        except NotFound:
+            return
+        log.info("pool_drained", pool=self.name)
+
+    def _measure(self, seen: PoolSnapshot, plan: Plan) -> None:
+        labels = (seen.pool.namespace, seen.pool.name)
+        counts = plan.counts
+        self.metrics.desired.labels(*labels).set(counts.desired)
+        for phase, count in (
+            (Phase.PENDING, counts.pending),
+            (Phase.READY, counts.ready),
+            (Phase.CLAIMED, counts.claimed),
+            (Phase.QUARANTINED, counts.quarantined),
+            (Phase.COMPLETED, counts.draining),
+        ):
+            self.metrics.vms.labels(*labels, phase.value).set(count)
+
+
+def _verdicts(status: VMPoolStatus) -> tuple[object, ...]:
+    """What must be told at once; counts may wait for the next write."""
+    return (
+        status.observed_generation,
+        status.selector,
+        tuple((c.type, c.status, c.reason) for c in status.conditions),
+    )
+
+
+def _difference(before: VMPoolStatus, after: VMPoolStatus) -> dict[str, object]:
+    """Return the merge patch from one status to another; what is gone becomes null."""
+    old, new = before.wire(), after.wire()
+    changed: dict[str, object] = {key: value for key, value in new.items() if old.get(key) != value}
+    changed.update({key: None for key in old if key not in new})
+    return changed

@@ -1,0 +1,370 @@
+"""The loop of one VMProvider: open and verify the far side, list its machines, hold what must not be deleted."""
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+import orjson
+
+from vmpool.api import keys
+from vmpool.api.conditions import ConditionType, find
+from vmpool.api.provider import Circuit, VMProviderStatus
+from vmpool.engine import writes
+from vmpool.engine.facts import ProviderObject
+from vmpool.engine.lane import Lane, LaneClosed, Slots, Urgency
+from vmpool.engine.loop import Done, Loop
+from vmpool.engine.stragglers import Stragglers
+from vmpool.engine.world import World
+from vmpool.kube.errors import Conflict, NotFound
+from vmpool.kube.events import ObjectRef
+from vmpool.kube.kinds import SECRETS, VMPROVIDERS
+from vmpool.plan.provider import (
+    ProviderSnapshot,
+    Verdict,
+    identity_verdict,
+    must_hold,
+    provider_status,
+)
+from vmpool.plan.snapshot import ProviderFacts
+from vmpool.providers import registry
+from vmpool.providers.base import Machine, Provider
+from vmpool.providers.errors import CredentialsRefused, InvalidConfig, ProviderError
+from vmpool.telemetry import logs
+
+log = logs.get(__name__)
+
+
+class ProviderLoop(Loop):
+    """Everything about one far side that is not a single VM."""
+
+    kind = "VMProvider"
+
+    def __init__(self, world: World, obj: ProviderObject) -> None:
+        super().__init__(world.settings, world.metrics)
+        self.world = world
+        self.uid = obj.uid
+        self.obj = obj
+        self.key = (obj.namespace, obj.name)
+        self.lane = Lane(obj.namespace, obj.name, obj.spec, world.metrics)
+        self.verdict = Verdict()
+        self.stragglers = Stragglers(world, self)
+        self._session: Provider | None = None
+        self._opened_with = ""
+        self._verified_generation = -1
+        self._identity = ""
+        self._held_secret = obj.status.held_secret or ""
+        self._secret_held = False
+        self._listed_at: datetime | None = None
+        self._list_wanted = False
+        self._list_asked_at: datetime | None = None
+        self._verified_at: datetime | None = None
+        self._trouble = False
+        self._status_at: datetime | None = None
+        self._counts_wait = False
+        self.lane.on_trouble = self._note_trouble
+
+    def __str__(self) -> str:
+        return "/".join(self.key)
+
+    # --- what others see -------------------------------------------------------------------------
+
+    def facts(self) -> ProviderFacts:
+        """Return what a planner needs to know now. A changed spec is not trusted before it is verified."""
+        obj = self.world.provider(self.uid) or self.obj
+        reachable = self.verdict.verified and self.lane.open and self._verified_generation == obj.generation
+        taken = len(self.world.vms_of_provider(self.key)) + self.world.creating.get(self.key, 0)
+        held = obj.held and (obj.spec.secret_ref is None or self._secret_held)
+        recorded = obj.status.identity == self._identity and bool(self._identity)
+        reason, message = self.verdict.reason, self.verdict.message
+        if reachable and not (held and recorded):
+            reason, message = "Preparing", "its identity and finalizers are being written"
+        elif not self.lane.open and self.verdict.verified:
+            reason, message = "CircuitOpen", f"left alone after failures in a row ({self.lane.breaker.last_error})"
+        if obj.spec.paused:
+            reason, message = "ProviderPaused", "spec.paused is true"
+        if obj.deleting:
+            reason, message = "ProviderDeleting", "it is being deleted"
+        return ProviderFacts(
+            name=obj.name,
+            usable=reachable and held and recorded and not obj.deleting and not obj.spec.paused,
+            reachable=reachable and not obj.spec.paused,
+            reason=reason,
+            message=message,
+            stalled=self.verdict.stalled,
+            deleting=obj.deleting,
+            room=max(0, obj.spec.limits.machines - taken),
+            listed_at=self._listed_at if reachable else None,
+        )
+
+    def want_listing(self) -> None:
+        """Ask for a complete listing soon."""
+        if not self._list_wanted:
+            self._list_wanted = True
+            self.wake()
+
+    # --- one round -------------------------------------------------------------------------------
+
+    async def round(self, now: datetime) -> datetime | None:
+        """Verify, hold, list, tell."""
+        obj = self.world.provider(self.uid)
+        if obj is None:
+            raise Done
+        self.obj = obj
+        self.lane.configure(obj.spec)
+        before = self.facts()
+        if self._verify_due(obj, now):
+            self._verified_at, self._trouble = now, False
+            await self._verify(obj)
+        if obj.spec.paused or not self.verdict.verified:
+            due = now + timedelta(seconds=self.settings.stalled_pause_seconds)
+        else:
+            due = await self._list_if_due(obj, now)
+        self._counts_wait = False
+        await self._settle(now)
+        if self._counts_wait:
+            due = min(due, now + timedelta(seconds=self.settings.status_pause_seconds))
+        after = self.facts()
+        if (before.usable, before.reachable, before.reason) != (after.usable, after.reachable, after.reason):
+            log.info("provider_verdict", provider=str(self), reason=after.reason, why=after.message)
+        if before != after:
+            self._wake_pools()
+        if self.lane.breaker.open_until is not None and self.lane.breaker.state is not Circuit.CLOSED:
+            due = min(due, max(self.lane.breaker.open_until, now + timedelta(milliseconds=100)))
+        return due
+
+    async def closed(self) -> None:
+        """Close the session; whoever still waits in the lane is told that it is closed."""
+        await self._close_session()
+        if self.world.views.get(self.key) is self:
+            del self.world.views[self.key]
+        self._wake_pools()
+
+    async def _close_session(self) -> None:
+        session, self._session, self.lane.session = self._session, None, None
+        if session is not None:
+            await session.close()
+
+    def _note_trouble(self) -> None:
+        """A call failed in a way that speaks of the provider: ask it who it is, and whether it knows us, soon."""
+        self._trouble = True
+        self.wake()
+
+    def _verify_due(self, obj: ProviderObject, now: datetime) -> bool:
+        if self._verified_at is None or self._verified_generation != obj.generation:
+            return True
+        waited = now - self._verified_at
+        if self._trouble or not self.verdict.verified or self.lane.breaker.state is not Circuit.CLOSED:
+            return waited >= timedelta(seconds=self.settings.listing_pause_seconds)
+        return bool(waited >= obj.spec.observe.interval)
+
+    async def _verify(self, obj: ProviderObject) -> None:
+        """Open a session when config or credentials changed, and ask the far side who it is."""
+        try:
+            secret = await self._secret(obj)
+            fingerprint = _fingerprint(obj, secret)
+            if fingerprint != self._opened_with or self._session is None:
+                await self._close_session()
+                self.verdict = Verdict()
+                self._listed_at = None
+                made = registry.open_provider(obj.spec.type, obj.spec.config, secret, self.world.install_id)
+                self._session, self._opened_with = made, fingerprint
+            await self._identify(obj)
+        except InvalidConfig as error:
+            await self._refuse(obj, Verdict(error.reason, error.message, stalled=True))
+        except CredentialsRefused as error:
+            await self._refuse(obj, Verdict(error.reason, error.message, stalled=True))
+        except LaneClosed:
+            pass
+        except ProviderError as error:
+            # One failure is not yet an outage: that is for the circuit to say. A session that never answered is new.
+            if not self.verdict.verified:
+                self.verdict = Verdict(error.reason, error.message)
+            self._verified_generation = obj.generation
+
+    async def _refuse(self, obj: ProviderObject, verdict: Verdict) -> None:
+        await self._close_session()
+        self._opened_with = ""
+        self.verdict = verdict
+        self._verified_generation = obj.generation
+
+    async def _secret(self, obj: ProviderObject) -> Mapping[str, str]:
+        if obj.spec.secret_ref is None:
+            return {}
+        name = obj.spec.secret_ref.name
+        try:
+            raw = await self.world.client.get(SECRETS, obj.namespace, name)
+        except NotFound as error:
+            raise _SecretNotFound(
+                f"Secret {name} (spec.secretRef) does not exist in namespace {obj.namespace}"
+            ) from error
+        self._secret_held = keys.FINALIZER_IN_USE in raw["metadata"].get("finalizers", ())
+        return {key: base64.b64decode(value).decode(errors="replace") for key, value in (raw.get("data") or {}).items()}
+
+    async def _identify(self, obj: ProviderObject) -> None:
+        session = self._session
+        assert session is not None
+        # The lane gets the session only for this question: nothing else may be asked of an unverified far side.
+        if self.lane.session is None:
+            identity = await self._ask_identity_first(session)
+        else:
+            identity = await self.lane.call("identity", Slots.OBSERVE, Urgency.REFILL, lambda p: p.identity())
+        vms = len(self.world.vms_of_provider(self.key)) + self.world.creating.get(self.key, 0)
+        verdict = identity_verdict(obj.status.identity, identity, vms)
+        self.verdict = verdict
+        self._identity = identity
+        self._verified_generation = obj.generation
+        self.lane.session = session if verdict.verified else None
+
+    async def _ask_identity_first(self, session: Provider) -> str:
+        asking = Lane(*self.key, self.obj.spec, self.metrics)
+        asking.breaker, asking.session = self.lane.breaker, session
+        try:
+            return await asking.call("identity", Slots.OBSERVE, Urgency.REFILL, lambda p: p.identity())
+        finally:
+            self.lane.breaker = asking.breaker
+
+    async def _list_if_due(self, obj: ProviderObject, now: datetime) -> datetime:
+        interval = obj.spec.observe.interval
+        pause = timedelta(seconds=self.settings.listing_pause_seconds)
+        last = self._list_asked_at
+        due = now if last is None else last + (min(pause, interval) if self._list_wanted else interval)
+        if now < due:
+            return due
+        self._list_asked_at, self._list_wanted = now, False
+        try:
+            began = self.world.now()
+            machines = await self.lane.call("list", Slots.OBSERVE, Urgency.REFILL, _collect)
+        except ProviderError as error:
+            log.warning("listing_failed", provider=str(self), reason=error.reason, error=error.message)
+            self._list_wanted = True
+            return now + max(pause, error.retry_after or timedelta())
+        self._listed(machines, began)
+        await self.stragglers.look(machines, began)
+        return now + (pause if self._list_wanted else interval)
+
+    def _listed(self, machines: list[Machine], began: datetime) -> None:
+        self._listed_at = began
+        by_id = {machine.id: machine for machine in machines}
+        by_token = {machine.token: machine for machine in machines if machine.token}
+        self.world.sights.listed(self.world.vms_of_provider(self.key), by_id, by_token, began)
+        self.metrics.machines.labels(*self.key).set(len(machines))
+        self._wake_pools()
+
+    def _wake_pools(self) -> None:
+        for uid in {vm.pool_uid for vm in self.world.vms_of_provider(self.key)}:
+            self.world.wake_pool(uid)
+        for pool in self.world.pools_naming(self.key):
+            self.world.wake_pool(pool.uid)
+
+    # --- holding and telling ---------------------------------------------------------------------
+
+    def _snapshot(self) -> ProviderSnapshot:
+        obj = self.obj
+        return ProviderSnapshot(
+            generation=obj.generation,
+            deleting=obj.deleting,
+            paused=obj.spec.paused,
+            vms=len(self.world.vms_of_provider(self.key)) + self.world.creating.get(self.key, 0),
+            referenced=any(not pool.deleting for pool in self.world.pools_naming(self.key)),
+            verdict=self.verdict,
+            breaker=self.lane.breaker.at(self.world.now()),
+            identity=self._identity,
+            before=obj.status,
+            held_secret=self._held_secret,
+        )
+
+    async def _settle(self, now: datetime) -> None:
+        """Finalizers first, then the status: creates begin only when both are written."""
+        hold = must_hold(self._snapshot())
+        await self._hold_secret(hold=hold)
+        await self._write(provider_status(self._snapshot(), now), now)
+        if hold != self.obj.held and (hold or not self._held_secret):
+            await self._hold_self(hold=hold)
+
+    async def _hold_secret(self, *, hold: bool) -> None:
+        """Keep our finalizer on the Secret in use, and on no other."""
+        ref = self.obj.spec.secret_ref
+        wanted = ref.name if hold and ref is not None and self.verdict.verified else ""
+        if self._held_secret not in ("", wanted) and (wanted or not hold or ref is None):
+            await self._drop_secret()
+        if wanted and self._held_secret != wanted:
+            # Written into the status before the finalizer: after a kill we still know whose it is.
+            self._held_secret = wanted
+            await self._write(provider_status(self._snapshot(), self.world.now()))
+        if wanted and not self._secret_held:
+            await self._patch_secret(wanted, keep=True)
+            self._secret_held = True
+
+    async def _drop_secret(self) -> None:
+        """Take our finalizer off, unless another provider still holds the same Secret."""
+        name = self._held_secret
+        others = (entry.fact for entry in self.world.providers if entry.fact is not None and entry.uid != self.uid)
+        if not any(one.namespace == self.key[0] and one.status.held_secret == name for one in others):
+            await self._patch_secret(name, keep=False)
+        self._held_secret = ""
+        self._secret_held = False
+
+    async def _patch_secret(self, name: str, *, keep: bool) -> None:
+        try:
+            raw = await self.world.client.get(SECRETS, self.key[0], name)
+        except NotFound:
+            return
+        patch = writes.finalizer_patch(raw, keys.FINALIZER_IN_USE, keep=keep)
+        if patch:
+            await self.world.client.patch_json(SECRETS, self.key[0], name, patch)
+
+    async def _hold_self(self, *, hold: bool) -> None:
+        raw = await self.world.client.get(VMPROVIDERS, *self.key)
+        if raw["metadata"]["uid"] != self.uid:
+            return
+        patch = writes.finalizer_patch(raw, keys.FINALIZER_DRAIN, keep=hold)
+        if patch:
+            raw = await self.world.client.patch_json(VMPROVIDERS, *self.key, patch)
+        self.world.providers.saw(raw)
+        self.obj = self.world.provider(self.uid) or self.obj
+
+    async def _write(self, status: VMProviderStatus, now: datetime | None = None) -> None:
+        """Write what differs; with ``now``, a mere change of the machine count waits for its turn."""
+        old, new = self.obj.status.wire(), status.wire()
+        changes: dict[str, object] = {key: value for key, value in new.items() if old.get(key) != value}
+        changes.update({key: None for key in old if key not in new})
+        if not changes:
+            return
+        pause = timedelta(seconds=self.settings.status_pause_seconds)
+        if now is not None and changes.keys() == {"machines"} and self._status_at and now < self._status_at + pause:
+            self._counts_wait = True
+            return
+        body = {"metadata": {"uid": self.uid, "resourceVersion": self.obj.resource_version}, "status": changes}
+        try:
+            written = await self.world.client.patch_merge(VMPROVIDERS, *self.key, body, "status")
+        except Conflict:
+            await self.world.providers.quorum_get(*self.key)
+            raise
+        self._status_at = now or self._status_at
+        self.world.providers.saw(written)
+        before, self.obj = self.obj.status, self.world.provider(self.uid) or self.obj
+        self._announce(before, status)
+
+    def _announce(self, before: VMProviderStatus, after: VMProviderStatus) -> None:
+        old, new = find(before.conditions, ConditionType.STALLED), find(after.conditions, ConditionType.STALLED)
+        if new is not None and (old is None or old.reason != new.reason):
+            ref = ObjectRef.of(VMPROVIDERS, *self.key, self.uid)
+            self.world.events.emit(ref, "Warning", new.reason, new.message)
+
+
+class _SecretNotFound(InvalidConfig):
+    """``spec.secretRef`` names a Secret that is not there."""
+
+    reason = "SecretNotFound"
+
+
+async def _collect(provider: Provider) -> list[Machine]:
+    """Read a whole listing; it counts only when it ended normally."""
+    return [machine async for machine in provider.machines()]
+
+
+def _fingerprint(obj: ProviderObject, secret: Mapping[str, str]) -> str:
+    """Tell whether a session was opened with these settings, without keeping the credentials."""
+    raw = orjson.dumps([obj.spec.type, obj.spec.config, dict(secret)], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(raw).hexdigest()

@@ -1,0 +1,98 @@
+"""What was last seen of each VM's machine. Memory only: after a restart everything is looked at again."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from vmpool.plan.snapshot import NOTHING_SEEN, VM, Failed, Sight
+from vmpool.providers.base import Machine, MachineState
+
+
+class Sights(Mapping[str, Sight]):
+    """Sights by PooledVM uid. Bounded by the number of PooledVMs: ``keep`` drops those of objects that are gone."""
+
+    def __init__(self) -> None:
+        self._by_uid: dict[str, Sight] = {}
+
+    def __getitem__(self, uid: str) -> Sight:
+        return self._by_uid[uid]
+
+    def __iter__(self):  # type: ignore[no-untyped-def]  # noqa: ANN204
+        return iter(self._by_uid)
+
+    def __len__(self) -> int:
+        return len(self._by_uid)
+
+    def of(self, uid: str) -> Sight:
+        """Return the sight of this uid, empty when nothing was seen."""
+        return self._by_uid.get(uid, NOTHING_SEEN)
+
+    def _change(self, uid: str, **changes: object) -> None:
+        self._by_uid[uid] = replace(self.of(uid), **changes)  # type: ignore[arg-type]
+
+    def saw(self, uid: str, machine: Machine, now: datetime) -> None:
+        """The provider showed the machine: no doubt about its existence is left."""
+        self._change(
+            uid,
+            looked_at=now,
+            state=str(machine.state),
+            addresses=machine.addresses,
+            message=machine.message,
+            misses=0,
+            missed_at=None,
+            unlisted=False,
+        )
+
+    def missed(self, uid: str, now: datetime) -> None:
+        """The provider did not find it by id, or by token where no id is known."""
+        self._change(uid, misses=self.of(uid).misses + 1, missed_at=now)
+
+    def deleting(self, uid: str, now: datetime) -> None:
+        """The provider has begun to delete it."""
+        before = self.of(uid)
+        self._change(
+            uid,
+            looked_at=now,
+            state=str(MachineState.DELETING),
+            misses=0,
+            missed_at=None,
+            deletion_asked_at=before.deletion_asked_at or now,
+        )
+
+    def probed(self, uid: str, *, ok: bool, now: datetime) -> None:
+        """A TCP probe was answered or not."""
+        failures = 0 if ok else self.of(uid).probe_failures + 1
+        self._change(uid, probed_at=now, probe_ok=ok, probe_failures=failures)
+
+    def failed(self, uid: str, failure: Failed) -> None:
+        """A step will not be tried again."""
+        self._change(uid, failure=failure)
+
+    def listed(
+        self, vms: Iterable[VM], machines: Mapping[str, Machine], tokens: Mapping[str, Machine], began: datetime
+    ) -> None:
+        """Apply a complete listing, by id and by token. Only VMs that existed when it began may be missed by it."""
+        for vm in vms:
+            machine = machines.get(vm.machine_id or vm.adopt) or tokens.get(vm.uid)
+            sight = self.of(vm.uid)
+            if machine is None:
+                if vm.created_at < began and not sight.unlisted and (vm.machine_id or sight.misses):
+                    self._change(vm.uid, unlisted=True)
+            elif sight.looked_at is None or sight.looked_at < began:
+                self._see_listed(vm.uid, sight, machine, began)
+
+    def _see_listed(self, uid: str, sight: Sight, machine: Machine, began: datetime) -> None:
+        # An unchanged idle machine keeps its sight: ten thousand of them are listed all day long.
+        known = sight.state == machine.state and sight.addresses == machine.addresses
+        if not known or sight.misses or sight.unlisted:
+            self.saw(uid, machine, began)
+
+    def keep(self, uids: Iterable[str]) -> None:
+        """Drop what belongs to no object any more."""
+        alive = set(uids)
+        for uid in [uid for uid in self._by_uid if uid not in alive]:
+            del self._by_uid[uid]
+
+    def drop(self, uid: str) -> None:
+        """Forget one: its object is gone."""
+        self._by_uid.pop(uid, None)

@@ -1,0 +1,89 @@
+"""The sweep: VMs whose pool is gone are carried to their end, by the same steps and effects as all others."""
+
+from datetime import datetime, timedelta
+
+from vmpool.api.pool import Retry
+from vmpool.engine.doing import Doing
+from vmpool.engine.effects import Effects
+from vmpool.engine.loop import Loop
+from vmpool.engine.stragglers import is_straggler
+from vmpool.engine.world import World
+from vmpool.kube.errors import KubeError, NotFound
+from vmpool.kube.kinds import VMPOOLS
+from vmpool.plan.actions import CreateVM
+from vmpool.plan.snapshot import VM, ProviderFacts
+from vmpool.plan.sweep import next_of_orphan
+from vmpool.telemetry import logs
+
+log = logs.get(__name__)
+
+CHECKED_PER_ROUND = 50
+"""Most pools that one round asks the server about: the rest waits for the next."""
+
+
+class SweepLoop(Loop):
+    """Looks after every PooledVM that no living pool owns. There is one, and it never ends."""
+
+    kind = "Sweep"
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.settings, world.metrics)
+        self.world = world
+        self.doing = Doing(self.wake, world.metrics, world.settings.error_pause_seconds)
+        self._gone: set[str] = set()
+        """uids of pools that the server itself said are gone; a uid never comes back."""
+        self._effects = Effects(world, retry=Retry())
+
+    def __str__(self) -> str:
+        return "sweep"
+
+    def concerns(self, vm: VM) -> bool:
+        """Whether a VM is, as far as the mirror knows, without a pool."""
+        return self.world.pools.by_uid(vm.pool_uid) is None
+
+    async def round(self, now: datetime) -> datetime | None:
+        """Prove for each such pool that it is gone, then take the next step of each of its VMs."""
+        soon = now + timedelta(seconds=self.settings.sweep_seconds)
+        orphans = [vm for vm in self.world.all_vms() if self.concerns(vm)]
+        self.world.sights.keep(entry.uid for entry in self.world.vms)
+        if not orphans or not self.world.clock_is_good():
+            return soon
+        await self._prove(orphans)
+        for vm in orphans:
+            if vm.pool_uid not in self._gone or vm.uid in self.doing.keys:
+                continue
+            view = self.world.views.get((vm.namespace, vm.provider))
+            facts = view.facts() if view is not None else ProviderFacts(vm.provider)
+            ttl = timedelta(seconds=self.settings.straggler_ttl_seconds) if is_straggler(vm) else None
+            step = next_of_orphan(vm, self.world.sights.of(vm.uid), facts, now, straggler_ttl=ttl)
+            if step.wants_listing and view is not None:
+                view.want_listing()
+            if step.wake_at is not None:
+                soon = min(soon, step.wake_at)
+            action = step.action
+            if action is not None:
+                assert not isinstance(action, CreateVM)
+                self.doing.start(vm.uid, action, lambda action=action: self._effects.run(action))  # type: ignore[misc]
+        return soon
+
+    async def closed(self) -> None:
+        """End what is in flight."""
+        await self.doing.stop(self.world.stop_grace_seconds)
+
+    async def _prove(self, orphans: list[VM]) -> None:
+        """Absence needs the server's own word: a 404 of the pool's name, or another uid under it."""
+        self._gone &= {vm.pool_uid for vm in orphans}
+        unproven = {vm.pool_uid: vm for vm in orphans if vm.pool_uid not in self._gone}
+        for vm in list(unproven.values())[:CHECKED_PER_ROUND]:
+            try:
+                raw = await self.world.client.get(VMPOOLS, vm.namespace, vm.pool)
+            except NotFound:
+                proven = True
+            except KubeError as error:
+                log.info("pool_not_proven_gone", pool=f"{vm.namespace}/{vm.pool}", error=str(error))
+                continue
+            else:
+                proven = raw["metadata"]["uid"] != vm.pool_uid
+            if proven:
+                self._gone.add(vm.pool_uid)
+                log.warning("pool_is_gone", pool=f"{vm.namespace}/{vm.pool}", uid=vm.pool_uid)

@@ -1,0 +1,111 @@
+"""What every loop shares: the mirrors, the client, the sights, the providers' views. One per process."""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from vmpool.engine.facts import ProviderObject
+from vmpool.engine.lane import Lane
+from vmpool.engine.sights import Sights
+from vmpool.kube.client import Client
+from vmpool.kube.events import EventRecorder
+from vmpool.kube.mirror import Mirror
+from vmpool.plan.snapshot import VM, PoolFacts, ProviderFacts
+from vmpool.settings import Settings
+from vmpool.telemetry.metrics import Metrics
+
+Key = tuple[str, str]
+"""Namespace and name."""
+
+
+class ProviderView(Protocol):
+    """What pools and the sweep see of a provider's loop."""
+
+    lane: Lane
+
+    def facts(self) -> ProviderFacts:
+        """Return what a planner needs to know now."""
+
+    def want_listing(self) -> None:
+        """Ask for a complete listing soon: machines wait to be proven gone."""
+
+    def wake(self) -> None:
+        """Ask for a round soon."""
+
+
+@dataclass
+class World:
+    """The shared facts and tools."""
+
+    client: Client
+    settings: Settings
+    metrics: Metrics
+    events: EventRecorder
+    install_id: str
+    stop_grace_seconds: float
+    """How long effects in flight may go on when their loop ends; 0 once there is doubt."""
+    pools: Mirror[PoolFacts]
+    vms: Mirror[VM]
+    providers: Mirror[ProviderObject]
+    sights: Sights = field(default_factory=Sights)
+    views: dict[Key, ProviderView] = field(default_factory=dict)
+    creating: dict[Key, int] = field(default_factory=dict)
+    """Creates in flight by provider, over all pools: they take room before their objects are there."""
+    wake_pool: Callable[[str], None] = lambda _: None
+    """Wakes the loop of a pool by uid; set by the engine."""
+
+    def now(self) -> datetime:
+        """Return the present time; the planners get it as an argument."""
+        return datetime.now(UTC)
+
+    def pool(self, uid: str) -> PoolFacts | None:
+        """Return the facts of a pool; None when it is gone, or cannot be read (then ``unreadable`` says why)."""
+        entry = self.pools.by_uid(uid)
+        return entry.fact if entry is not None else None
+
+    def vm(self, uid: str) -> VM | None:
+        """Return the facts of a PooledVM, as new as we know them."""
+        entry = self.vms.by_uid(uid)
+        return entry.fact if entry is not None else None
+
+    def provider(self, uid: str) -> ProviderObject | None:
+        """Return the facts of a VMProvider."""
+        entry = self.providers.by_uid(uid)
+        return entry.fact if entry is not None else None
+
+    def all_vms(self) -> Iterator[VM]:
+        """Yield every PooledVM; do not wait for anything while iterating."""
+        return (entry.fact for entry in self.vms if entry.fact is not None)
+
+    def vms_of_pool(self, uid: str) -> tuple[VM, ...]:
+        """Return the VMs that belong to this pool's uid."""
+        return tuple(entry.fact for entry in self.vms.by_index(BY_POOL, uid) if entry.fact is not None)
+
+    def vms_of_provider(self, key: Key) -> tuple[VM, ...]:
+        """Return all VMs whose machines are made by this provider, whatever their pool."""
+        return tuple(entry.fact for entry in self.vms.by_index(BY_PROVIDER, key) if entry.fact is not None)
+
+    def pools_naming(self, key: Key) -> list[PoolFacts]:
+        """Return the pools that name this provider."""
+        namespace, name = key
+        facts = (entry.fact for entry in self.pools if entry.fact is not None)
+        return [
+            pool for pool in facts if pool.namespace == namespace and any(p.name == name for p in pool.spec.providers)
+        ]
+
+    def clock_is_good(self) -> bool:
+        """Whether our clock agrees with the API server's; without that nothing is ended by time."""
+        skew = self.client.clock_skew
+        return skew is None or abs(skew.total_seconds()) <= self.settings.max_clock_skew_seconds
+
+
+BY_POOL = "pool"
+BY_PROVIDER = "provider"
+BY_NAME = "name"
+VM_INDEXES: Mapping[str, Callable[[VM], Hashable | None]] = {
+    BY_POOL: lambda vm: vm.pool_uid,
+    BY_PROVIDER: lambda vm: (vm.namespace, vm.provider),
+    BY_NAME: lambda vm: vm.name,
+}
+"""Indexes of the PooledVM mirror."""

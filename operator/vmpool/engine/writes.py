@@ -1,0 +1,202 @@
+"""Every write on a PooledVM, one function each. The server's answer goes into the mirror at once."""
+
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from vmpool.api import keys
+from vmpool.api.meta import format_time
+from vmpool.engine.world import BY_NAME, World
+from vmpool.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, OutcomeUnknown
+from vmpool.kube.kinds import POOLEDVMS
+from vmpool.kube.resource import Json
+from vmpool.plan.actions import CreateVM
+from vmpool.plan.lifecycle import Phase
+from vmpool.plan.snapshot import VM, PoolFacts, Step, StepFacts
+
+HOST_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+NAME_TRIES = 5
+"""How many random names are drawn when one is taken: with 40 random bits a second is already unlikely."""
+UNKNOWN_TRIES = 3
+"""How often a create without an answer is looked after before the round gives up and looks again."""
+MESSAGE_MAX = 1024
+
+
+def random_suffix() -> str:
+    """Return eight random base32 characters."""
+    return "".join(secrets.choice(HOST_ALPHABET) for _ in range(keys.HOST_SUFFIX_LENGTH))
+
+
+def new_request_id() -> str:
+    """Return an id that ties together all tries to fill one place."""
+    return f"req-{secrets.token_hex(8)}"
+
+
+async def create_vm(world: World, pool: PoolFacts, digest: str, want: CreateVM) -> None:
+    """Write the intent: a PooledVM with our finalizer. Nothing is asked of a provider before this has an answer."""
+    prefix = pool.spec.host_name.prefix or f"{pool.name[: keys.MAX_HOST_PREFIX - 1]}-"
+    request_id = want.request_id or new_request_id()
+    for _ in range(NAME_TRIES):
+        name = f"{prefix}{random_suffix()}"
+        if world.vms.by_index(BY_NAME, name):
+            continue
+        body = new_vm(pool, digest, name, request_id, want)
+        try:
+            world.vms.saw(await _create(world, pool.namespace, name, request_id, body))
+            return
+        except AlreadyExists:
+            continue
+    raise RuntimeError(f"no free host name with prefix {prefix!r} after {NAME_TRIES} tries")
+
+
+async def _create(world: World, namespace: str, name: str, request_id: str, body: Json) -> Json:
+    """POST until it is known whether the object is there. The request id tells our object from a namesake."""
+    for _ in range(UNKNOWN_TRIES):
+        try:
+            return await world.client.create(POOLEDVMS, namespace, body)
+        except OutcomeUnknown:
+            pass
+        except AlreadyExists:
+            found = await world.client.get(POOLEDVMS, namespace, name)
+            if found["spec"].get("requestId") == request_id:
+                return found
+            raise
+    raise KubeError(f"no answer to the creation of PooledVM {name}")
+
+
+def new_vm(pool: PoolFacts, digest: str, name: str, request_id: str, want: CreateVM) -> Json:
+    """Return the body of a new PooledVM."""
+    domain = pool.spec.host_name.domain
+    return {
+        "apiVersion": keys.API_VERSION,
+        "kind": POOLEDVMS.kind,
+        "metadata": {
+            "name": name,
+            "namespace": pool.namespace,
+            "labels": {keys.LABEL_POOL: pool.name},
+            "finalizers": [keys.FINALIZER_MACHINE],
+            "ownerReferences": [
+                {
+                    "apiVersion": keys.API_VERSION,
+                    "kind": "VMPool",
+                    "name": pool.name,
+                    "uid": pool.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        },
+        "spec": {
+            "pool": pool.name,
+            "poolUid": pool.uid,
+            "provider": want.provider,
+            "templateDigest": digest,
+            "hostName": f"{name}.{domain}" if domain else name,
+            "requestId": request_id,
+            "retryCount": want.retry_count,
+        },
+    }
+
+
+async def write_status(world: World, vm: VM, changes: dict[str, Any], *, decided: bool) -> None:
+    """Patch a PooledVM's status.
+
+    ``decided`` writes carry the resourceVersion they were decided on: a 409 means look again. Observations (an id, a
+    failed try) are as true on a newer version, so they are written on the newest known one, once more after a 409.
+    """
+    latest = vm if decided else world.vm(vm.uid) or vm
+    try:
+        await _patch_status(world, latest, changes)
+    except Conflict:
+        if decided:
+            raise
+        await world.vms.quorum_get(vm.namespace, vm.name)
+        newest = world.vm(vm.uid)
+        if newest is not None:
+            await _patch_status(world, newest, changes)
+
+
+async def _patch_status(world: World, vm: VM, changes: dict[str, Any]) -> None:
+    body = {"metadata": {"uid": vm.uid, "resourceVersion": vm.resource_version}, "status": changes}
+    world.vms.saw(await world.client.patch_merge(POOLEDVMS, vm.namespace, vm.name, body, "status"))
+
+
+def into_phase(phase: Phase, now: datetime) -> dict[str, Any]:
+    """Return the changes that every change of phase makes."""
+    return {"phase": phase, "phaseSince": format_time(now)}
+
+
+def because(reason: str, message: str) -> dict[str, Any]:
+    """Return the changes that explain a phase."""
+    return {"reason": reason, "message": message[:MESSAGE_MAX]}
+
+
+def ledger(vm: VM, *changed: StepFacts) -> list[Json]:
+    """Return the whole step ledger with some entries replaced; a merge patch cannot change one entry of a list."""
+    steps = {step.name: step for step in vm.steps} | {step.name: step for step in changed}
+    return [_step(step) for step in steps.values()]
+
+
+def _step(step: StepFacts) -> Json:
+    made: Json = {"name": step.name}
+    times = {"startedAt": step.started_at, "finishedAt": step.finished_at, "nextAt": step.next_at}
+    made.update({key: format_time(value) for key, value in times.items() if value is not None})
+    if step.retries:
+        made["retries"] = step.retries
+    if step.reason:
+        made.update(because(step.reason, step.message))
+    return made
+
+
+def done(vm: VM, step: Step, started: datetime, now: datetime) -> StepFacts:
+    """Return the ledger's entry of a step that is done; its retries stay on record."""
+    before = vm.step(step)
+    return StepFacts(step, before.started_at or started, now, before.retries)
+
+
+async def end_claim(world: World, vm: VM, reason: str, now: datetime) -> None:
+    """End a claim on the very version that was decided on: an extension in between wins with a 409."""
+    assert vm.claim is not None
+    body = {
+        "metadata": {"uid": vm.uid, "resourceVersion": vm.resource_version},
+        "spec": {"claim": {"id": vm.claim.id, "releasedAt": format_time(now), "endReason": reason}},
+    }
+    world.vms.saw(await world.client.patch_merge(POOLEDVMS, vm.namespace, vm.name, body))
+
+
+async def forget(world: World, vm: VM) -> None:
+    """Remove an object whose machine is proven gone: delete it by uid, then take our finalizer off."""
+    try:
+        left = await world.client.delete(POOLEDVMS, vm.namespace, vm.name, uid=vm.uid)
+        if left is None:
+            world.vms.saw_deleted(vm.uid)
+            return
+        await drop_finalizer(world, left)
+    except (NotFound, Conflict):
+        await world.vms.quorum_get(vm.namespace, vm.name)
+
+
+async def drop_finalizer(world: World, raw: Json) -> None:
+    """Take our finalizer off a PooledVM by a patch that fails if the list has changed."""
+    patch = finalizer_patch(raw, keys.FINALIZER_MACHINE, keep=False)
+    if patch:
+        meta = raw["metadata"]
+        world.vms.saw(await world.client.patch_json(POOLEDVMS, meta["namespace"], meta["name"], patch))
+
+
+def finalizer_patch(raw: Json, finalizer: str, *, keep: bool) -> Sequence[Json]:
+    """Return the JSON patch that puts a finalizer on or takes it off; empty when there is nothing to do.
+
+    It tests the uid and the list it was computed from: a merge patch on the list would drop others' finalizers.
+    """
+    meta = raw["metadata"]
+    present: list[str] = list(meta.get("finalizers") or ())
+    if (finalizer in present) == keep:
+        return ()
+    wanted = [*present, finalizer] if keep else [name for name in present if name != finalizer]
+    tests: list[Json] = [{"op": "test", "path": "/metadata/uid", "value": meta["uid"]}]
+    if present:
+        tests.append({"op": "test", "path": "/metadata/finalizers", "value": present})
+        return [*tests, {"op": "replace", "path": "/metadata/finalizers", "value": wanted}]
+    return [*tests, {"op": "add", "path": "/metadata/finalizers", "value": wanted}]

@@ -1,0 +1,176 @@
+"""The life of an operator process: connect, take the lease, run the engine inside kopf's frame, end on doubt."""
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from pathlib import Path
+
+import kopf
+
+from vmpool.api import keys
+from vmpool.engine.engine import Engine
+from vmpool.engine.facts import pool_facts, provider_object, vm_facts
+from vmpool.engine.world import VM_INDEXES, World
+from vmpool.kube.client import Client, ClientSettings, RequestSeen
+from vmpool.kube.events import EventRecorder, EventSettings
+from vmpool.kube.kinds import POOLEDVMS, VMPOOLS, VMPROVIDERS
+from vmpool.kube.lease import Lease, LeaseSettings, new_identity
+from vmpool.kube.mirror import Mirror, MirrorSettings, Selection
+from vmpool.rim import probes
+from vmpool.rim.handlers import frame_settings, register
+from vmpool.rim.identity import install_id
+from vmpool.settings import Settings
+from vmpool.telemetry import logs
+from vmpool.telemetry.metrics import Metrics
+
+log = logs.get(__name__)
+
+LEASE_REQUEST_SHARE = 0.4
+"""Of the renew deadline, for one request: two of them fit."""
+CLOCK_SECONDS = 10.0
+"""How often the API server's clock is asked for when nothing else is."""
+
+
+class Process:
+    """One operator process; ``run`` returns its exit code."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.engine: Engine | None = None
+        self._leading = False
+
+    async def run(self) -> int:
+        """Run until told to stop (0) or until there is doubt (1)."""
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        work = asyncio.create_task(self._work(), name="operator")
+        waiter = asyncio.create_task(stop.wait(), name="stop")
+        await asyncio.wait({work, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        waiter.cancel()
+        if work.done():
+            error = work.exception()
+            log.error("operator_ends", error=_flat(error), exc_info=error)
+            return 1
+        log.info("operator_stops")
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        return 0
+
+    async def _work(self) -> None:
+        async with AsyncExitStack() as stack:
+            runner, port = await probes.serve(
+                self.settings.http_host, self.settings.http_port, self.metrics, self._alive, self._ready
+            )
+            stack.push_async_callback(runner.cleanup)
+            client = await stack.enter_async_context(await self._client())
+            log.info("operator_starts", http=f"{self.settings.http_host}:{port}")
+            lease = Lease(client, self.settings.namespace, keys.LEASE_NAME, new_identity(), self._lease_settings())
+            await lease.acquire()
+            self._leading = True
+            self.metrics.leader.set(1)
+            stack.push_async_callback(lease.release)
+            world = await self._world(client)
+            self.engine = Engine(world)
+            stack.push_async_callback(self.engine.stop)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(lease.hold())
+                    group.create_task(self.engine.run())
+                    group.create_task(self._frame(client, self.engine))
+                    group.create_task(self._clock(client))
+            except BaseExceptionGroup:
+                # Doubt: another may be leading by now, so nothing that is in flight gets time to finish.
+                world.stop_grace_seconds = 0.0
+                raise
+
+    def _alive(self) -> str:
+        """Not ready is no reason to be restarted; doubt ends the process by itself."""
+        return ""
+
+    def _ready(self) -> str:
+        if self.engine is None:
+            return "waits for the lease"
+        return self.engine.healthy()
+
+    async def _client(self) -> Client:
+        settings = ClientSettings(in_flight=self.settings.requests_in_flight)
+        path = self.settings.kubeconfig
+        if path or not _in_cluster():
+            chosen = path or _default_kubeconfig()
+            return await Client.from_kubeconfig(chosen, self.settings.context or None, settings, self._count)
+        return await Client.in_cluster(settings, self._count)
+
+    def _lease_settings(self) -> LeaseSettings:
+        given = self.settings
+        return LeaseSettings(
+            duration=timedelta(seconds=given.lease_seconds),
+            renew_deadline=timedelta(seconds=given.lease_renew_seconds),
+            retry_period=timedelta(seconds=given.lease_retry_seconds),
+            request_timeout=timedelta(seconds=given.lease_renew_seconds * LEASE_REQUEST_SHARE),
+        )
+
+    def _count(self, seen: RequestSeen) -> None:
+        resource = f"{seen.plural}/{seen.subresource}" if seen.subresource else seen.plural
+        self.metrics.api_requests.labels(seen.method, resource, seen.status).inc()
+
+    async def _world(self, client: Client) -> World:
+        namespace = self.settings.watch_namespace or None
+        ours = await install_id(client, self.settings.namespace, self.settings.install_id)
+        bounds = MirrorSettings()
+        return World(
+            client=client,
+            settings=self.settings,
+            metrics=self.metrics,
+            events=EventRecorder(client, "vmpool", new_identity(), EventSettings()),
+            install_id=ours,
+            stop_grace_seconds=self.settings.stop_grace_seconds,
+            pools=Mirror(client, Selection(VMPOOLS, namespace), pool_facts, bounds),
+            vms=Mirror(client, Selection(POOLEDVMS, namespace), vm_facts, bounds, VM_INDEXES),
+            providers=Mirror(client, Selection(VMPROVIDERS, namespace), provider_object, bounds),
+        )
+
+    async def _frame(self, client: Client, engine: Engine) -> None:
+        """Run kopf while we lead; its end is our end."""
+        registry = kopf.OperatorRegistry()
+        register(registry, engine.wake, client)
+        namespaces = [self.settings.watch_namespace] if self.settings.watch_namespace else []
+        await kopf.operator(
+            registry=registry,
+            settings=frame_settings(),
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+        )
+        raise RuntimeError("kopf has ended")
+
+    async def _clock(self, client: Client) -> None:
+        """Keep the clock comparison fresh in an idle process, by a read that costs the server nothing."""
+        while True:
+            await install_id(client, self.settings.namespace, "")
+            await asyncio.sleep(CLOCK_SECONDS)
+
+
+def _in_cluster() -> bool:
+    return Path("/var/run/secrets/kubernetes.io/serviceaccount/token").exists()
+
+
+def _default_kubeconfig() -> str:
+    return os.environ.get("KUBECONFIG", "") or str(Path.home() / ".kube" / "config")
+
+
+def _flat(error: BaseException | None) -> str:
+    """Say what is inside an exception group, in one line."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(_flat(one) for one in error.exceptions)
+    return f"{type(error).__name__}: {error}"
+
+
+def run_operator(settings: Settings) -> None:
+    """Run the operator and exit with its code."""
+    logs.configure(settings.log_format, settings.log_level)
+    sys.exit(asyncio.run(Process(settings).run()))

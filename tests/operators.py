@@ -1,0 +1,111 @@
+"""A real operator process for the tests: started, killed and started again at will, on one namespace of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.planes import Kubectl
+from tests.waiting import until
+from vmpool.dev.plane import ControlPlane
+
+FAST = {
+    "VMPOOL_HTTP_PORT": "0",
+    "VMPOOL_LEASE_SECONDS": "2",
+    "VMPOOL_LEASE_RENEW_SECONDS": "1.5",
+    "VMPOOL_LEASE_RETRY_SECONDS": "0.3",
+    "VMPOOL_STALLED_PAUSE_SECONDS": "0.5",
+    "VMPOOL_LISTING_PAUSE_SECONDS": "0.3",
+    "VMPOOL_SWEEP_SECONDS": "1",
+    "VMPOOL_STOP_GRACE_SECONDS": "3",
+}
+"""Settings that make a test short; none of them changes what is decided."""
+STOP_SECONDS = 20
+
+
+class Operator:
+    """``vmpool operator`` as a process of its own; its log is a file."""
+
+    def __init__(self, kubeconfig: Path, folder: Path, **settings: str) -> None:
+        self.log = folder / "operator.log"
+        self._environment = {**os.environ, **FAST, "VMPOOL_KUBECONFIG": str(kubeconfig), **settings}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it; returns at once."""
+        assert not self.running, "it runs already"
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "vmpool", "operator"], env=self._environment, stdout=out, stderr=out
+            )
+
+    def kill(self) -> None:
+        """End it with SIGKILL, at once and without any clean-up."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """Ask it to stop and return its exit code."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> int:
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        if process.poll() is None:
+            process.send_signal(number)
+        try:
+            return process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"the operator did not end after {number.name}; log: {self.log}") from None
+
+    def lines(self) -> str:
+        """Everything it has logged so far."""
+        return self.log.read_text() if self.log.exists() else ""
+
+    async def ready(self, deadline: float = 30.0) -> None:
+        """Wait until it leads and its first lists are complete."""
+        seen = self.lines().count('"engine_ready"') if not self.running else 0
+
+        def leads() -> bool:
+            assert self.running, f"the operator ended:\n{self.lines()[-3000:]}"
+            return self.lines().count('"engine_ready"') > seen
+
+        await until(leads, deadline=deadline, what="the operator is ready")
+
+    def http(self, path: str) -> str:
+        """GET from its probes' port; the port is read from its log."""
+        port = self.lines().rsplit('"http": "127.0.0.1:', 1)[1].split('"', 1)[0]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.read().decode()
+
+
+@pytest.fixture
+def operator(plane: ControlPlane, namespace: str, crds_installed: None, tmp_path: Path) -> Iterator[Operator]:
+    """An operator that serves the test's namespace only; not started yet."""
+    made = Operator(
+        Path(plane.kubeconfig), tmp_path, VMPOOL_WATCH_NAMESPACE=namespace, VMPOOL_NAMESPACE=namespace
+    )
+    yield made
+    made.kill()
+
+
+def manifest(kubectl: Kubectl, namespace: str, text: str) -> None:
+    """Apply a manifest in the test's namespace."""
+    kubectl("apply", "--server-side", "--force-conflicts", "-n", namespace, "-f", "-", input=text)
