@@ -41,15 +41,14 @@ class Process:
         self.settings = settings
         self.metrics = Metrics()
         self.engine: Engine | None = None
-        self._leading = False
+        self._stop = asyncio.Event()
 
     async def run(self) -> int:
         """Run until told to stop (0) or until there is doubt (1)."""
-        stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         work = asyncio.create_task(self._work(), name="operator")
-        waiter = asyncio.create_task(stop.wait(), name="stop")
+        waiter = asyncio.create_task(self._stop.wait(), name="stop")
         await asyncio.wait({work, waiter}, return_when=asyncio.FIRST_COMPLETED)
         waiter.cancel()
         if work.done():
@@ -71,7 +70,6 @@ class Process:
             log.info("operator_starts", http=f"{self.settings.http_host}:{port}")
             lease = Lease(client, self.settings.namespace, keys.LEASE_NAME, new_identity(), self._lease_settings())
             await lease.acquire()
-            self._leading = True
             self.metrics.leader.set(1)
             stack.push_async_callback(lease.release)
             world = await self._world(client)
@@ -135,7 +133,7 @@ class Process:
         )
 
     async def _frame(self, client: Client, engine: Engine) -> None:
-        """Run kopf while we lead; its end is our end."""
+        """Run kopf while we lead. It takes the signals over, and its orderly end means that one came."""
         registry = kopf.OperatorRegistry()
         register(registry, engine.wake, client)
         namespaces = [self.settings.watch_namespace] if self.settings.watch_namespace else []
@@ -146,7 +144,8 @@ class Process:
             clusterwide=not namespaces,
             namespaces=namespaces,
         )
-        raise RuntimeError("kopf has ended")
+        self._stop.set()
+        await asyncio.Event().wait()
 
     async def _clock(self, client: Client) -> None:
         """Keep the clock comparison fresh in an idle process, by a read that costs the server nothing."""

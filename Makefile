@@ -1,0 +1,84 @@
+# vmpool: `make test` sets everything up on a fresh machine and runs every test; `make check` is the fast gate.
+# Caches and built binaries live in $(CACHE), never in the repository.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vmpool
+# One environment for each checkout and each set of pins: two checkouts never share an editable install.
+PINS := $(shell cat pyproject.toml requirements/*.txt | sha256sum | cut -c1-12)
+PLACE := $(shell pwd | sha256sum | cut -c1-8)
+VENV := $(CACHE)/venvs/$(PLACE)-$(PINS)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PACKAGES := libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qemu-utils dnsmasq-base \
+	busybox-static linux-image-cloud-amd64 pkg-config gcc
+SUITES := tests/contract tests/control_plane tests/crash tests/e2e
+
+.PHONY: help setup system check test test-e2e test-crash demo generate requirements format clean
+
+help: ## Show the targets.
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(READY) ## Make the Python environment from the pinned, hashed requirements.
+
+$(READY): pyproject.toml requirements/test.txt requirements/libvirt.txt
+	@echo "setting up $(VENV) (about two minutes the first time)"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/test.txt
+	@# Real machines are an extra: without libvirt's headers the rest works, and their tests say why they skip.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/libvirt.txt \
+		|| echo "note: libvirt-python could not be built; tests of real machines will skip"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+system: ## Install what real machines need (Debian, root); elsewhere say what is left out.
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && [ -z "$${VMPOOL_NO_SYSTEM_PACKAGES:-}" ]; then \
+		if ! dpkg -s $(PACKAGES) > /dev/null 2>&1; then \
+			echo "installing Debian packages for real machines (VMPOOL_NO_SYSTEM_PACKAGES=1 leaves them out)"; \
+			{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+				apt-get install -y -qq --no-install-recommends $(PACKAGES) > /dev/null; } \
+				|| echo "note: packages could not be installed; tests of real machines will skip"; \
+		fi; \
+	else echo "note: not root on Debian; tests of real machines run only if libvirt and QEMU are there"; fi
+
+check: setup ## Format, lint, strict types, import contracts, unit tests: under a minute.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy operator/vmpool
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/unit tests/contract/test_generated.py tests/contract/test_layout.py
+
+test: system setup check ## Run every test that a machine without a container engine can.
+	$(BIN)/python -m vmpool dev build
+	$(BIN)/python -m pytest $(SUITES)
+
+test-e2e: system setup ## Run the tests with real machines.
+	$(BIN)/python -m vmpool dev build
+	$(BIN)/python -m pytest tests/e2e
+
+test-crash: setup ## Run the tests that kill the operator.
+	$(BIN)/python -m vmpool dev build
+	$(BIN)/python -m pytest tests/crash
+
+demo: setup ## Show it: a real API server, the operator, a simulated cloud, pools that fill.
+	$(BIN)/python -m vmpool demo
+
+generate: setup ## Write the files that are made from the code: CRDs and reference pages.
+	$(BIN)/python -m vmpool.cli.generate
+
+format: setup ## Format and fix what can be fixed.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+requirements: setup ## Pin again: hashes of every file, no index address.
+	$(BIN)/python -m pip install --quiet pip-tools==7.6.2
+	for name in runtime test; do \
+		$(BIN)/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+			--no-header --strip-extras --allow-unsafe --annotation-style=line --extra dev \
+			$$([ $$name = test ] && echo --extra test) -o requirements/$$name.txt pyproject.toml; done
+
+clean: ## Remove this checkout's Python environment.
+	rm -rf $(VENV)
