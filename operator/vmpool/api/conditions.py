@@ -3,11 +3,14 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from vmpool.api.meta import Generation, Shape, Time
+
+MAX_MESSAGE: Final = 1024
+"""Characters of a message."""
 
 
 class ConditionType(StrEnum):
@@ -28,7 +31,7 @@ class Condition(Shape):
     """Whether it holds: True, False or Unknown."""
     reason: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
     """One CamelCase word for programs: why it is so."""
-    message: Annotated[str, Field(max_length=1024)] = ""
+    message: Annotated[str, Field(max_length=MAX_MESSAGE)] = ""
     """One sentence for people; the same sentence stands in the log and the event."""
     last_transition_time: Time
     """When the status last changed from one value to another."""
@@ -43,6 +46,20 @@ Conditions = Annotated[
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     ),
 ]
+
+
+def observed(
+    kind: ConditionType, value: bool, reason: str, message: str, *, generation: int, now: datetime
+) -> Condition:
+    """Return a condition observed now, on this generation of the object."""
+    return Condition(
+        type=kind,
+        status="True" if value else "False",
+        reason=reason,
+        message=message[:MAX_MESSAGE],
+        last_transition_time=now,
+        observed_generation=generation,
+    )
 
 
 def find(conditions: Iterable[Condition], kind: str) -> Condition | None:

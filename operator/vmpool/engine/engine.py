@@ -62,11 +62,16 @@ class Engine:
                 await mirror.synced.wait()
 
     async def stop(self) -> None:
-        """End every loop; effects in flight get the stop grace."""
-        tasks = [task for _, task in self._loops.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """End every loop; effects in flight get the stop grace, and nothing new begins."""
+        self.ready.clear()
+        for view in self.world.views.values():
+            view.lane.shut()
+        # Providers last: effects in flight need their sessions.
+        for of_providers in (False, True):
+            tasks = [task for loop, task in self._loops.values() if isinstance(loop, ProviderLoop) is of_providers]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def wake(self, uid: str) -> None:
         """Somebody saw a change of this object: its loop should look."""
@@ -79,11 +84,7 @@ class Engine:
         for mirror in (self.world.pools, self.world.vms, self.world.providers):
             if mirror.age() > mirror.settings.silence.total_seconds():
                 return f"{mirror.selection} was last heard of {mirror.age():.0f} s ago"
-            if mirror.regressed:
-                return f"{mirror.selection}: the API server went back in time"
-        if not self.world.clock_is_good():
-            return f"the clock differs from the API server's by {self.world.client.clock_skew}"
-        return ""
+        return self.world.doubt()
 
     # --- loops -----------------------------------------------------------------------------------
 

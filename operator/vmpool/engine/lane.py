@@ -99,6 +99,7 @@ class Lane:
         self._timeouts: dict[Slots, timedelta] = {}
         self.breaker = Breaker(1, timedelta())
         self._probing = False
+        self._shut = False
         self.on_trouble: Callable[[], None] = lambda: None
         """Called when a call failed in a way that speaks of the provider's health."""
         self.configure(spec)
@@ -124,6 +125,10 @@ class Lane:
         """Whether calls are made at all; false from the opening of the circuit until a call has succeeded again."""
         return self.session is not None and self.breaker.at(datetime.now(UTC)).state is Circuit.CLOSED
 
+    def shut(self) -> None:
+        """Begin no further call; those in flight go on."""
+        self._shut = True
+
     async def call(self, operation: str, slots: Slots, urgency: Urgency, work: Callable[[Provider], Awaitable[T]]) -> T:
         """Make one call when it is its turn.
 
@@ -144,6 +149,8 @@ class Lane:
             waiters.release()
 
     async def _guarded(self, operation: str, slots: Slots, work: Callable[[Provider], Awaitable[T]]) -> T:
+        if self._shut:
+            raise LaneClosed("the process stops")
         self.breaker = self.breaker.at(datetime.now(UTC))
         if self.session is None:
             raise LaneClosed("the provider is not verified")

@@ -59,8 +59,8 @@ class PoolLoop(Loop):
         if pool is None:
             raise Done
         self.pool = pool
-        if not self.world.clock_is_good():
-            log.warning("clock_differs", pool=self.name, skew=str(self.world.client.clock_skew))
+        if doubt := self.world.doubt():
+            log.warning("frozen", pool=self.name, why=doubt)
             return now + timedelta(seconds=self.settings.stalled_pause_seconds)
         if not pool.held and not pool.deleting:
             # Before the first VM: a pool that is deleted must stay until its machines are gone.
@@ -184,7 +184,7 @@ class PoolLoop(Loop):
                 return None
             stalled = stalled_reason(seen, self.failures.recent, TERMINAL_REASONS)
             status = pool_status(seen, plan, failures=self.failures.recent, stalled=stalled, now=now)
-            changes = _difference(pool.status, status)
+            changes = writes.status_changes(pool.status, status)
             if not changes:
                 return None
             pause = timedelta(seconds=self.settings.status_pause_seconds)
@@ -274,11 +274,3 @@ def _verdicts(status: VMPoolStatus) -> tuple[object, ...]:
         status.selector,
         tuple((c.type, c.status, c.reason) for c in status.conditions),
     )
-
-
-def _difference(before: VMPoolStatus, after: VMPoolStatus) -> dict[str, object]:
-    """Return the merge patch from one status to another; what is gone becomes null."""
-    old, new = before.wire(), after.wire()
-    changed: dict[str, object] = {key: value for key, value in new.items() if old.get(key) != value}
-    changed.update({key: None for key in old if key not in new})
-    return changed

@@ -326,9 +326,7 @@ class ProviderLoop(Loop):
 
     async def _write(self, status: VMProviderStatus, now: datetime | None = None) -> None:
         """Write what differs; with ``now``, a mere change of the machine count waits for its turn."""
-        old, new = self.obj.status.wire(), status.wire()
-        changes: dict[str, object] = {key: value for key, value in new.items() if old.get(key) != value}
-        changes.update({key: None for key in old if key not in new})
+        changes = writes.status_changes(self.obj.status, status)
         if not changes:
             return
         pause = timedelta(seconds=self.settings.status_pause_seconds)

@@ -1,6 +1,6 @@
 """What was last seen of each VM's machine. Memory only: after a restart everything is looked at again."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -17,7 +17,7 @@ class Sights(Mapping[str, Sight]):
     def __getitem__(self, uid: str) -> Sight:
         return self._by_uid[uid]
 
-    def __iter__(self):  # type: ignore[no-untyped-def]  # noqa: ANN204
+    def __iter__(self) -> Iterator[str]:
         return iter(self._by_uid)
 
     def __len__(self) -> int:

@@ -28,6 +28,8 @@ log = logs.get(__name__)
 STRAGGLER_POOL_UID = "straggler"
 """``spec.poolUid`` of a PooledVM that was made for a straggler: no pool has it, so the sweep carries it to its end."""
 UNKNOWN_POOL = "unknown"
+NOBODY = "(nobody)"
+"""Stands for the machine id of a uid that no object has."""
 ADOPTED_PER_LISTING = 10
 """How many are taken in at once: a mass of them is more likely our mistake than theirs."""
 
@@ -49,9 +51,9 @@ class Stragglers:
         due = [machine for machine in unknown if began - self._since[machine.id] >= grace]
         if not due or not self._may_act():
             return
-        tokens, ids = await self._quorum()
+        owners, taken_in = await self._quorum()
         for machine in due[:ADOPTED_PER_LISTING]:
-            if machine.token in tokens or machine.id in ids:
+            if owners.get(machine.token, NOBODY) in ("", machine.id) or machine.id in taken_in:
                 continue
             if machine.tags.get(keys.TAG_CLAIM):
                 log.warning("straggler_is_claimed", provider=str(self._loop), machine=machine.id)
@@ -59,25 +61,26 @@ class Stragglers:
             await self._take_in(machine)
 
     def _known(self, machine: Machine) -> bool:
-        if self._world.vms.by_uid(machine.token) is not None:
+        """Whether an object stands for it. A second machine of one object, made without a token, has none."""
+        owner = self._world.vm(machine.token)
+        if owner is not None and owner.machine_id in ("", machine.id):
             return True
         key = self._loop.key
         return any(machine.id in (vm.machine_id, vm.adopt) for vm in self._world.vms_of_provider(key))
 
     def _may_act(self) -> bool:
-        return not self._world.vms.regressed and self._world.clock_is_good()
+        return not self._world.doubt()
 
-    async def _quorum(self) -> tuple[set[str], set[str]]:
-        """Ask the server itself which uids there are, and which machines are taken in already."""
-        uids: set[str] = set()
-        ids: set[str] = set()
+    async def _quorum(self) -> tuple[dict[str, str], set[str]]:
+        """Ask the server itself: machine ids by uid (empty where none is recorded), and machines that are taken in."""
+        owners: dict[str, str] = {}
+        taken_in: set[str] = set()
         namespace = self._world.settings.watch_namespace or None
         async for page in self._world.client.list_pages(POOLEDVMS, namespace):
             for item in page.items:
-                uids.add(item["metadata"]["uid"])
-                ids.add((item["spec"].get("adopt") or {}).get("machineId", ""))
-                ids.add((item.get("status") or {}).get("machineId", ""))
-        return uids, ids
+                owners[item["metadata"]["uid"]] = (item.get("status") or {}).get("machineId", "")
+                taken_in.add((item["spec"].get("adopt") or {}).get("machineId", ""))
+        return owners, taken_in
 
     async def _take_in(self, machine: Machine) -> None:
         name = f"straggler-{hashlib.sha256(machine.id.encode()).hexdigest()[:16]}"

@@ -46,7 +46,7 @@ class SweepLoop(Loop):
         soon = now + timedelta(seconds=self.settings.sweep_seconds)
         orphans = [vm for vm in self.world.all_vms() if self.concerns(vm)]
         self.world.sights.keep(entry.uid for entry in self.world.vms)
-        if not orphans or not self.world.clock_is_good():
+        if not orphans or self.world.doubt():
             return soon
         await self._prove(orphans)
         for vm in orphans:

@@ -94,10 +94,19 @@ class World:
             pool for pool in facts if pool.namespace == namespace and any(p.name == name for p in pool.spec.providers)
         ]
 
-    def clock_is_good(self) -> bool:
-        """Whether our clock agrees with the API server's; without that nothing is ended by time."""
+    def doubt(self) -> str:
+        """Return why nothing may be begun or ended now; empty when there is no doubt.
+
+        Either our clock differs from the API server's, or the server was restored into its past: then what we
+        know of claims may be older than what people were told.
+        """
         skew = self.client.clock_skew
-        return skew is None or abs(skew.total_seconds()) <= self.settings.max_clock_skew_seconds
+        if skew is not None and abs(skew.total_seconds()) > self.settings.max_clock_skew_seconds:
+            return f"the clock differs from the API server's by {skew.total_seconds():.1f} s"
+        for mirror in (self.pools, self.vms, self.providers):
+            if mirror.regressed:
+                return f"{mirror.selection}: the API server went back in time"
+        return ""
 
 
 BY_POOL = "pool"

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from vmpool.api import keys
-from vmpool.api.meta import format_time
+from vmpool.api.meta import Shape, format_time
 from vmpool.engine.world import BY_NAME, World
 from vmpool.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, OutcomeUnknown
 from vmpool.kube.kinds import POOLEDVMS
@@ -120,6 +120,13 @@ async def write_status(world: World, vm: VM, changes: dict[str, Any], *, decided
 async def _patch_status(world: World, vm: VM, changes: dict[str, Any]) -> None:
     body = {"metadata": {"uid": vm.uid, "resourceVersion": vm.resource_version}, "status": changes}
     world.vms.saw(await world.client.patch_merge(POOLEDVMS, vm.namespace, vm.name, body, "status"))
+
+
+def status_changes(before: Shape, after: Shape) -> dict[str, Any]:
+    """Return the merge patch from one status to another: only what differs, and null for what is gone."""
+    old, new = before.wire(), after.wire()
+    changes: dict[str, Any] = {key: value for key, value in new.items() if old.get(key) != value}
+    return changes | {key: None for key in old if key not in new}
 
 
 def into_phase(phase: Phase, now: datetime) -> dict[str, Any]:

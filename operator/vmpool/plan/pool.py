@@ -181,7 +181,8 @@ def _creates(
     seen: PoolSnapshot, live: Sequence[VM], failing: Sequence[VM], stale: int, now: datetime
 ) -> tuple[list[CreateVM], str]:
     """What to create now, and why it is less than what is missing."""
-    deficit = desired(seen) + seen.waiting - (len(live) - stale + len(seen.creating))
+    # A failing VM keeps its place until its failure is written down: then its successor goes on with its request.
+    deficit = desired(seen) + seen.waiting - (len(live) - stale + len(failing) + len(seen.creating))
     if deficit <= 0:
         return [], ""
     allowed, why = min(_create_bounds(seen, live, failing, stale, now), key=lambda bound: bound[0])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from vmpool.api.conditions import Condition, ConditionType, merge
+from vmpool.api.conditions import ConditionType, merge, observed
 from vmpool.api.provider import Circuit, VMProviderStatus
 from vmpool.plan.circuit import Breaker
 
@@ -74,11 +74,13 @@ def provider_status(seen: ProviderSnapshot, now: datetime) -> VMProviderStatus:
     elif verdict.verified and opened:
         reason = "CircuitOpen"
         message = f"left alone after {breaker.failures} failures in a row ({breaker.last_error}); tried again soon"
-    new = [_condition(ConditionType.READY, ready, reason, message, seen.generation, now)]
+    new = [observed(ConditionType.READY, ready, reason, message, generation=seen.generation, now=now)]
     if verdict.stalled:
-        new.append(_condition(ConditionType.STALLED, True, verdict.reason, verdict.message, seen.generation, now))
+        new.append(
+            observed(ConditionType.STALLED, True, verdict.reason, verdict.message, generation=seen.generation, now=now)
+        )
     elif not ready and not seen.paused:
-        new.append(_condition(ConditionType.RECONCILING, True, reason, message, seen.generation, now))
+        new.append(observed(ConditionType.RECONCILING, True, reason, message, generation=seen.generation, now=now))
     return VMProviderStatus(
         observed_generation=seen.generation,
         conditions=merge(seen.before.conditions, new, now),
@@ -88,17 +90,4 @@ def provider_status(seen: ProviderSnapshot, now: datetime) -> VMProviderStatus:
         machines=seen.vms,
         last_error=breaker.last_error or None if opened else None,
         open_until=breaker.open_until if opened else None,
-    )
-
-
-def _condition(
-    kind: ConditionType, value: bool, reason: str, message: str, generation: int, now: datetime
-) -> Condition:
-    return Condition(
-        type=kind,
-        status="True" if value else "False",
-        reason=reason,
-        message=message[:1024],
-        last_transition_time=now,
-        observed_generation=generation,
     )

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from vmpool.api import keys
-from vmpool.api.conditions import Condition, ConditionType, find, merge
+from vmpool.api.conditions import ConditionType, find, merge, observed
 from vmpool.api.pool import Creation, Failure, VMPoolStatus
 from vmpool.plan.actions import CreateVM
 from vmpool.plan.pool import Plan
-from vmpool.plan.snapshot import PoolFacts, PoolSnapshot
+from vmpool.plan.snapshot import PoolFacts, PoolSnapshot, ProviderFacts
 
 FILLED = "Filled"
 MAX_NAMED = 3
@@ -31,12 +31,12 @@ def pool_status(
     reached = _reached(seen, plan)
     reason, message = _why(seen, plan, reached, stalled)
     generation = pool.generation
-    new = [_condition(ConditionType.READY, reached, reason, message, generation, now)]
+    new = [observed(ConditionType.READY, reached, reason, message, generation=generation, now=now)]
     settled = not (counts.deficit or counts.surplus or counts.pending or counts.draining or counts.stale)
     if stalled is not None and not reached:
-        new.append(_condition(ConditionType.STALLED, True, *stalled, generation, now))
+        new.append(observed(ConditionType.STALLED, True, *stalled, generation=generation, now=now))
     elif pool.deleting or (not settled and not pool.spec.paused):
-        new.append(_condition(ConditionType.RECONCILING, True, reason, message, generation, now))
+        new.append(observed(ConditionType.RECONCILING, True, reason, message, generation=generation, now=now))
     return VMPoolStatus(
         observed_generation=generation,
         conditions=merge(pool.status.conditions, new, now),
@@ -80,13 +80,13 @@ def _why(seen: PoolSnapshot, plan: Plan, reached: bool, stalled: tuple[str, str]
     if stalled is not None and not reached:
         return stalled[0], f"{head}: {stalled[1]}"
     trouble = provider_trouble(seen) if counts.deficit else None
-    if plan.held_back:
-        head += f"; {_held_back(plan)}: {plan.held_back}"
+    if trouble is not None or plan.held_back:
+        head += f"; {_held_back(plan)}: {trouble[1] if trouble is not None else plan.held_back}"
     if reached:
         unset = pool.spec.replicas is None and not counts.desired
         return ("ReplicasUnset", f"{head}; spec.replicas is not set") if unset else (FILLED, head)
     if trouble is not None:
-        return trouble
+        return trouble[0], head
     return "Updating" if counts.stale else "Filling", head
 
 
@@ -129,10 +129,19 @@ def stalled_reason(seen: PoolSnapshot, failures: Sequence[Failure], terminal: fr
     return None
 
 
+def _reachable(seen: PoolSnapshot, provider: str) -> bool:
+    facts = seen.providers.get(provider)
+    return facts is not None and facts.reachable
+
+
 def _draining(seen: PoolSnapshot) -> str:
     claimed = [vm for vm in seen.vms if vm.claimed]
     if not claimed:
         left = len(seen.vms)
+        lost = sorted({vm.provider for vm in seen.vms if not _reachable(seen, vm.provider)})
+        if lost:
+            provider = seen.providers.get(lost[0], ProviderFacts(lost[0]))
+            return f"being deleted: waits for VMProvider {provider.name}: {provider.message or provider.reason}"
         return f"being deleted: {left} machines are being destroyed" if left else "being deleted: nothing is left"
     named = ", ".join(f"{vm.name} ({vm.claim.owner})" for vm in claimed[:MAX_NAMED] if vm.claim is not None)
     more = f" and {len(claimed) - MAX_NAMED} more" if len(claimed) > MAX_NAMED else ""
@@ -142,19 +151,6 @@ def _draining(seen: PoolSnapshot) -> str:
         else "their claims are ended (deletionPolicy Force)"
     )
     return f"being deleted: waits for {len(claimed)} claimed VMs until {how}: {named}{more}"
-
-
-def _condition(
-    kind: ConditionType, value: bool, reason: str, message: str, generation: int, now: datetime
-) -> Condition:
-    return Condition(
-        type=kind,
-        status="True" if value else "False",
-        reason=reason,
-        message=message[:1024],
-        last_transition_time=now,
-        observed_generation=generation,
-    )
 
 
 def unchanged(pool: PoolFacts, status: VMPoolStatus) -> bool:

@@ -1,0 +1,110 @@
+"""A real control plane for the tests: one for the whole run, thrown away at its end."""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from rich.console import Console
+
+import vmpool
+from vmpool.dev import build
+from vmpool.dev.binaries import Binaries
+from vmpool.dev.errors import DevError
+from vmpool.dev.plane import ControlPlane, kubectl_call
+from vmpool.dev.progress import Progress
+from vmpool.dev.state import Home
+
+CRDS = Path(__file__).parent.parent / "crds"
+KUBECTL_TIMEOUT_SECONDS = 60
+ESTABLISHED_TIMEOUT = "--timeout=60s"
+
+
+class Kubectl(Protocol):
+    """Runs kubectl as administrator and returns its standard output."""
+
+    def __call__(self, *args: str, input: str | None = None, check: bool = True) -> str: ...  # noqa: A002
+
+
+@pytest.fixture(scope="session")
+def plane_binaries() -> Binaries:
+    """The cached binaries; builds them on the first run of a machine, skips where that is impossible."""
+    try:
+        return build.ensure(os.environ, Progress(Console(stderr=True)))
+    except DevError as error:
+        pytest.skip(f"no control plane: {error}")
+
+
+@pytest.fixture(scope="session")
+def plane(plane_binaries: Binaries) -> Iterator[ControlPlane]:
+    """A throw-away control plane that ends with the run, however the run ends."""
+    folder = Path(tempfile.mkdtemp(prefix="vmpool-plane-"))
+    # A terminated run takes the way of an interrupted one, through the fixtures' ends; a killed run cannot.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    guard = _guard(folder)
+    server = ControlPlane(Home(folder), plane_binaries, throwaway=True)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        guard.communicate()
+        signal.signal(signal.SIGTERM, before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def kubectl(plane: ControlPlane) -> Kubectl:
+    """Call ``kubectl("get", "pods", "-n", namespace)``; fails the test unless ``check=False``."""
+
+    def run(*args: str, input: str | None = None, check: bool = True) -> str:  # noqa: A002
+        argv, environment = kubectl_call(plane.home, args)
+        done = subprocess.run(
+            argv,
+            env=environment,
+            input=input,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=KUBECTL_TIMEOUT_SECONDS,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"kubectl {' '.join(args)} ended with {done.returncode}:\n{done.stderr}")
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def crds_installed(kubectl: Kubectl) -> None:
+    """Every kind of ours is served."""
+    files = sorted(CRDS.glob("*.yaml"))
+    if not files:
+        return
+    arguments = [f"--filename={file}" for file in files]
+    kubectl("apply", "--server-side", *arguments)
+    kubectl("wait", "--for=condition=Established", ESTABLISHED_TIMEOUT, *arguments)
+
+
+@pytest.fixture
+def namespace(kubectl: Kubectl) -> Iterator[str]:
+    """A namespace of the test's own; its deletion goes on after the test."""
+    name = f"t-{secrets.token_hex(4)}"
+    kubectl("create", "namespace", name)
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+def _guard(folder: Path) -> subprocess.Popen[bytes]:
+    """A process that removes the control plane when ours is killed: its standard input ends with us."""
+    script = f"cat >/dev/null; exec {sys.executable} -m vmpool.cli.dev down --purge >/dev/null 2>&1"
+    root = Path(vmpool.__file__).parent.parent
+    environment = {**os.environ, "VMPOOL_DEV_HOME": str(folder), "PYTHONPATH": str(root)}
+    return subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.PIPE, env=environment, start_new_session=True)
