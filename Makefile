@@ -8,7 +8,7 @@ SHELL := bash
 PYTHON ?= python3
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vmpool
 # One environment for each checkout and each set of pins: two checkouts never share an editable install.
-PINS := $(shell cat pyproject.toml requirements/*.txt | sha256sum | cut -c1-12)
+PINS := $(shell { sed -n '/^\[project/,/^\[tool/p' pyproject.toml; cat requirements/*.txt; } | sha256sum | cut -c1-12)
 PLACE := $(shell pwd | sha256sum | cut -c1-8)
 VENV := $(CACHE)/venvs/$(PLACE)-$(PINS)
 BIN := $(VENV)/bin
@@ -24,7 +24,7 @@ help: ## Show the targets.
 
 setup: $(READY) ## Make the Python environment from the pinned, hashed requirements.
 
-$(READY): pyproject.toml requirements/test.txt requirements/libvirt.txt
+$(READY):
 	@echo "setting up $(VENV) (about two minutes the first time)"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/test.txt

@@ -1,0 +1,118 @@
+"""What is put into writes: finalizer patches that test what they were computed from, whole ledgers, small patches."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmpool.api.pool import PoolProvider, Template, VMPoolSpec, VMPoolStatus
+from vmpool.engine import writes
+from vmpool.engine.failures import Failures, failure_of
+from vmpool.plan.actions import CreateVM
+from vmpool.plan.snapshot import VM, PoolFacts, Step, StepFacts
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+OURS = "vmpool.dev/machine"
+
+names = st.sampled_from([OURS, "other.example/a", "other.example/b", "foregroundDeletion"])
+
+
+def vm(**changes: object) -> VM:
+    plain = {
+        "uid": "u1",
+        "namespace": "team-a",
+        "name": "vm-1",
+        "resource_version": "1",
+        "created_at": NOW,
+        "pool": "small",
+        "pool_uid": "p1",
+        "provider": "sim",
+    }
+    return VM(**{**plain, **changes})  # type: ignore[arg-type]
+
+
+def pool(**changes: object) -> PoolFacts:
+    spec = VMPoolSpec(template=Template(image="debian-12"), providers=(PoolProvider(name="sim"),), replicas=1)
+    return PoolFacts("p1", "team-a", "small", 1, spec, VMPoolStatus(), **changes)  # type: ignore[arg-type]
+
+
+def patched(present: list[str], patch: Sequence[dict[str, object]]) -> list[str]:
+    for operation in patch:
+        if operation["path"] == "/metadata/finalizers":
+            if operation["op"] == "test":
+                assert operation["value"] == present
+            else:
+                return list(operation["value"])  # type: ignore[call-overload]
+    return present
+
+
+@given(st.lists(names, unique=True), st.booleans())
+def test_a_finalizer_patch_changes_ours_and_keeps_everybody_elses(present: list[str], keep: bool) -> None:
+    raw = {"metadata": {"uid": "u1", "finalizers": present}}
+    patch = writes.finalizer_patch(raw, OURS, keep=keep)
+    after = patched(present, patch)
+    assert (OURS in after) == keep
+    assert [name for name in after if name != OURS] == [name for name in present if name != OURS]
+    if patch:
+        assert {"op": "test", "path": "/metadata/uid", "value": "u1"} in patch
+
+
+def test_a_ledger_is_written_whole_with_the_changed_step_replaced() -> None:
+    before = vm(steps=(StepFacts("create", NOW, NOW, 2), StepFacts("boot", NOW)))
+    later = NOW + timedelta(seconds=9)
+    steps = writes.ledger(before, writes.done(before, Step.BOOT, later, later))
+    assert [step["name"] for step in steps] == ["create", "boot"]
+    assert steps[0]["retries"] == 2
+    assert steps[1]["startedAt"] == "2026-01-01T00:00:00.000000Z", "a step keeps the time it was first tried"
+    assert steps[1]["finishedAt"] == "2026-01-01T00:00:09.000000Z"
+
+
+def test_a_status_patch_names_only_what_differs_and_nulls_what_is_gone() -> None:
+    before = VMPoolStatus(desired_replicas=1, ready_replicas=1)
+    after = VMPoolStatus(desired_replicas=1, ready_replicas=2)
+    assert writes.status_changes(before, before) == {}
+    assert writes.status_changes(before, after) == {"readyReplicas": 2}
+
+
+def test_a_new_vm_carries_the_finalizer_from_birth() -> None:
+    body = writes.new_vm(pool(), "v1:abc", "small-abc", "req-1", CreateVM("sim", "req-1", 2))
+    assert body["metadata"]["finalizers"] == [OURS]
+    assert body["metadata"]["ownerReferences"][0]["uid"] == "p1"
+    assert body["spec"]["retryCount"] == 2
+
+
+def test_a_failure_is_recorded_once_and_slows_creation_only_before_ready() -> None:
+    from types import SimpleNamespace
+
+    from vmpool.telemetry.metrics import Metrics
+
+    world = SimpleNamespace(metrics=Metrics())
+    failures = Failures(pool())
+    lost = failure_of(vm(), Step.PROBE, "NotAnswering", "silent", NOW)
+    assert failures.add(world, pool(), lost)  # type: ignore[arg-type]
+    assert not failures.add(world, pool(), lost), "a repeated record is the same record"  # type: ignore[arg-type]
+    assert failures.creation is None, "a Ready VM that stopped answering says nothing about creating"
+    boot = failure_of(vm(name="vm-2", request_id="req-2"), Step.BOOT, "PendingTimeout", "slow", NOW)
+    assert failures.add(world, pool(), boot)  # type: ignore[arg-type]
+    assert failures.creation is not None
+    assert failures.creation.window == 1
+    assert ("req-2", 0) in failures.owed((), NOW)
+    successor = vm(uid="u3", request_id="req-2", retry_count=1)
+    assert ("req-2", 0) not in failures.owed((successor,), NOW)
+    failures.template_is("v1:other")
+    assert failures.creation is None, "another template begins with a clean slate"
+
+
+@pytest.mark.parametrize("count", [11, 30])
+def test_recent_failures_are_bounded(count: int) -> None:
+    from types import SimpleNamespace
+
+    from vmpool.telemetry.metrics import Metrics
+
+    world = SimpleNamespace(metrics=Metrics())
+    failures = Failures(pool())
+    for number in range(count):
+        failures.add(world, pool(), failure_of(vm(name=f"vm-{number}"), Step.BOOT, "X", "y", NOW))  # type: ignore[arg-type]
+    assert [failure.vm for failure in failures.recent] == [f"vm-{n}" for n in range(count - 1, count - 11, -1)]
