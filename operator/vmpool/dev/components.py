@@ -98,6 +98,8 @@ def _etcd(home: Home, files: Credentials, binary: Path, ports: dict[str, int], *
         f"--peer-trusted-ca-file={files.authority}",
         "--peer-client-cert-auth",
         "--log-level=warn",
+        # As installers set it: without progress notices an idle watch gets no bookmark and looks dead.
+        "--watch-progress-notify-interval=5s",
     )
     return (*argv, "--unsafe-no-fsync") if throwaway else argv
 

@@ -6,7 +6,9 @@ from datetime import datetime, timedelta
 from vmpool.api.pool import MAX_RECENT_FAILURES, Creation, Failure
 from vmpool.engine.world import World
 from vmpool.plan import backoff
+from vmpool.plan.actions import Action, Complete, EndClaim, Quarantine
 from vmpool.plan.snapshot import VM, PoolFacts, Step
+from vmpool.plan.vm import ENDED_MACHINE_GONE
 
 OWED_FOR = timedelta(hours=1)
 """How long a failed place waits for its successor before a fresh request id is used instead."""
@@ -28,12 +30,13 @@ class Failures:
             self._digest = digest
             self.creation = None
 
-    def add(self, world: World, pool: PoolFacts, failure: Failure) -> bool:
-        """Remember a failure and make it known; False when it was known already."""
+    def add(self, world: World, pool: PoolFacts, failure: Failure, *, owed: bool) -> bool:
+        """Remember a failure and make it known; False when it was known already. ``owed``: its place is empty now."""
         if any(known.vm == failure.vm and known.step == failure.step for known in self.recent):
             return False
         self.recent = (failure, *self.recent)[:MAX_RECENT_FAILURES]
-        self._owed[failure.request_id] = (failure.retry_count, failure.failed_at)
+        if owed:
+            self._owed[failure.request_id] = (failure.retry_count, failure.failed_at)
         while len(self._owed) > MAX_RECENT_FAILURES:
             del self._owed[next(iter(self._owed))]
         if failure.step in SLOWS_CREATION:
@@ -63,8 +66,15 @@ class Failures:
         return tuple((request_id, retries) for request_id, (retries, _) in self._owed.items())
 
 
-def failure_of(vm: VM, step: str, reason: str, message: str, now: datetime) -> Failure:
-    """Return the record of a VM that is given up."""
+def failure_in(action: Action, now: datetime) -> Failure | None:
+    """Return the record of the failure that an action is the answer to; None when there was none."""
+    match action:
+        case Quarantine(vm, step, reason, message) | Complete(vm, reason, message, step) if step:
+            pass
+        case EndClaim(vm, reason) if reason == ENDED_MACHINE_GONE and vm.claim is not None:
+            step, message = Step.PROBE, f"machine {vm.machine_id} is gone, and with it the claim of {vm.claim.owner}"
+        case _:
+            return None
     return Failure(
         vm=vm.name,
         provider=vm.provider,

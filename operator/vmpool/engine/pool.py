@@ -5,18 +5,18 @@ from datetime import datetime, timedelta
 
 from vmpool.api import keys
 from vmpool.api.conditions import ConditionType, find
-from vmpool.api.pool import VMPoolStatus, template_digest
+from vmpool.api.pool import Failure, VMPoolStatus, template_digest
 from vmpool.engine import writes
 from vmpool.engine.doing import Doing
 from vmpool.engine.effects import Effects
-from vmpool.engine.failures import Failures, failure_of
+from vmpool.engine.failures import Failures, failure_in
 from vmpool.engine.lane import Urgency
 from vmpool.engine.loop import Done, Loop
 from vmpool.engine.world import World
 from vmpool.kube.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound
 from vmpool.kube.events import ObjectRef
 from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
-from vmpool.plan.actions import Action, Complete, CreateVM, Quarantine
+from vmpool.plan.actions import Action, CreateVM, EndClaim
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.pool import Plan, plan_pool
 from vmpool.plan.snapshot import PoolFacts, PoolSnapshot, ProviderFacts
@@ -137,8 +137,10 @@ class PoolLoop(Loop):
         assert not isinstance(action, CreateVM)
 
         async def work() -> None:
-            if isinstance(action, Quarantine) or (isinstance(action, Complete) and action.step):
-                await self._record_failure(action)
+            failure = failure_in(action, self.world.now())
+            if failure is not None:
+                # What a claim had has its successor since the claim: nothing is owed for it.
+                await self._record_failure(failure, owed=not isinstance(action, EndClaim))
             await effects.run(action)
 
         self.doing.start(action.vm.uid, action, work)
@@ -161,10 +163,9 @@ class PoolLoop(Loop):
 
         self.doing.start(key, action, work)
 
-    async def _record_failure(self, action: Complete | Quarantine) -> None:
+    async def _record_failure(self, failure: Failure, *, owed: bool) -> None:
         """Write the failure down before the VM leaves its phase: a kill in between repeats it, and loses nothing."""
-        failure = failure_of(action.vm, action.step, action.reason, action.message, self.world.now())
-        if not self.failures.add(self.world, self.pool, failure):
+        if not self.failures.add(self.world, self.pool, failure, owed=owed):
             return
         log.warning("vm_failed", pool=self.name, **failure.wire())
         self.world.events.emit(self._ref(), "Warning", failure.error_class, f"{failure.vm}: {failure.message}")

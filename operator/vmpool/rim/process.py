@@ -17,7 +17,7 @@ from vmpool.engine.world import VM_INDEXES, World
 from vmpool.kube.client import Client, ClientSettings, RequestSeen
 from vmpool.kube.events import EventRecorder, EventSettings
 from vmpool.kube.kinds import POOLEDVMS, VMPOOLS, VMPROVIDERS
-from vmpool.kube.lease import Lease, LeaseSettings, new_identity
+from vmpool.kube.lease import Lease, LeaseLost, LeaseSettings, new_identity
 from vmpool.kube.mirror import Mirror, MirrorSettings, Selection
 from vmpool.rim import probes
 from vmpool.rim.handlers import frame_settings, register
@@ -45,8 +45,7 @@ class Process:
 
     async def run(self) -> int:
         """Run until told to stop (0) or until there is doubt (1)."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+        self._take_signals()
         work = asyncio.create_task(self._work(), name="operator")
         waiter = asyncio.create_task(self._stop.wait(), name="stop")
         await asyncio.wait({work, waiter}, return_when=asyncio.FIRST_COMPLETED)
@@ -56,9 +55,16 @@ class Process:
             log.error("operator_ends", error=_flat(error), exc_info=error)
             return 1
         log.info("operator_stops")
+        if self.engine is not None:
+            # While the lease is still held: kopf, once it ends, cancels every task of the process.
+            await self.engine.stop()
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
         return 0
+
+    def _take_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
 
     async def _work(self) -> None:
         async with AsyncExitStack() as stack:
@@ -77,14 +83,23 @@ class Process:
             stack.push_async_callback(self.engine.stop)
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(lease.hold())
+                    group.create_task(self._hold(lease, world, self.engine))
                     group.create_task(self.engine.run())
                     group.create_task(self._frame(client, self.engine))
                     group.create_task(self._clock(client))
             except BaseExceptionGroup:
-                # Doubt: another may be leading by now, so nothing that is in flight gets time to finish.
+                # Doubt: nothing that is in flight gets time to finish.
                 world.stop_grace_seconds = 0.0
                 raise
+
+    async def _hold(self, lease: Lease, world: World, engine: Engine) -> None:
+        """Hold the lease. When it is lost another may be leading by now: the engine ends before anything else."""
+        try:
+            await lease.hold()
+        except LeaseLost:
+            world.stop_grace_seconds = 0.0
+            await engine.stop()
+            raise
 
     def _alive(self) -> str:
         """Not ready is no reason to be restarted; doubt ends the process by itself."""
@@ -133,19 +148,22 @@ class Process:
         )
 
     async def _frame(self, client: Client, engine: Engine) -> None:
-        """Run kopf while we lead. It takes the signals over, and its orderly end means that one came."""
+        """Run kopf while we lead."""
         registry = kopf.OperatorRegistry()
         register(registry, engine.wake, client)
         namespaces = [self.settings.watch_namespace] if self.settings.watch_namespace else []
-        await kopf.operator(
+        ours = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
             registry=registry,
             settings=frame_settings(),
             standalone=True,
             clusterwide=not namespaces,
             namespaces=namespaces,
         )
-        self._stop.set()
-        await asyncio.Event().wait()
+        # kopf has just taken the signals, and its own stop waits for 5 s, in which new work would begin.
+        self._take_signals()
+        await kopf.run_tasks(tasks, ignored=ours)
+        raise RuntimeError("kopf has ended by itself")
 
     async def _clock(self, client: Client) -> None:
         """Keep the clock comparison fresh in an idle process, by a read that costs the server nothing."""
