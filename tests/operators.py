@@ -99,9 +99,7 @@ class Operator:
 @pytest.fixture
 def operator(plane: ControlPlane, namespace: str, crds_installed: None, tmp_path: Path) -> Iterator[Operator]:
     """An operator that serves the test's namespace only; not started yet."""
-    made = Operator(
-        Path(plane.kubeconfig), tmp_path, VMPOOL_WATCH_NAMESPACE=namespace, VMPOOL_NAMESPACE=namespace
-    )
+    made = Operator(Path(plane.kubeconfig), tmp_path, VMPOOL_WATCH_NAMESPACE=namespace, VMPOOL_NAMESPACE=namespace)
     yield made
     made.kill()
 

@@ -13,9 +13,7 @@ POLL_GROWTH = 1.3
 POLL_MAX_SECONDS = 0.5
 
 
-async def until(
-    condition: Callable[[], T | Awaitable[T]], *, deadline: float = 20.0, what: str = "the condition"
-) -> T:
+async def until(condition: Callable[[], T | Awaitable[T]], *, deadline: float = 20.0, what: str = "the condition") -> T:
     """Return the first truthy value of ``condition()``, sync or async.
 
     Raises AssertionError with the last value seen when ``deadline`` seconds have passed.

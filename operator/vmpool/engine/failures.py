@@ -1,4 +1,4 @@
-"""Failures of one pool: remembered, made known, and written down before their VM leaves Pending or Ready."""
+"""Failures of one pool: remembered, made known, and written down before their VM leaves its phase or its claim ends."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -30,7 +30,7 @@ class Failures:
             self._digest = digest
             self.creation = None
 
-    def add(self, world: World, pool: PoolFacts, failure: Failure, *, owed: bool) -> bool:
+    def add(self, world: World, pool: PoolFacts, failure: Failure, *, owed: bool = True) -> bool:
         """Remember a failure and make it known; False when it was known already. ``owed``: its place is empty now."""
         if any(known.vm == failure.vm and known.step == failure.step for known in self.recent):
             return False
@@ -69,12 +69,17 @@ class Failures:
 def failure_in(action: Action, now: datetime) -> Failure | None:
     """Return the record of the failure that an action is the answer to; None when there was none."""
     match action:
-        case Quarantine(vm, step, reason, message) | Complete(vm, reason, message, step) if step:
-            pass
-        case EndClaim(vm, reason) if reason == ENDED_MACHINE_GONE and vm.claim is not None:
-            step, message = Step.PROBE, f"machine {vm.machine_id} is gone, and with it the claim of {vm.claim.owner}"
-        case _:
-            return None
+        case Quarantine(vm, step, reason, message):
+            return failure_of(vm, step, reason, message, now)
+        case Complete(vm, reason, message, step) if step:
+            return failure_of(vm, step, reason, message, now)
+        case EndClaim(vm, reason) if reason == ENDED_MACHINE_GONE:
+            return failure_of(vm, Step.PROBE, reason, f"machine {vm.machine_id} is gone while it was claimed", now)
+    return None
+
+
+def failure_of(vm: VM, step: str, reason: str, message: str, now: datetime) -> Failure:
+    """Return the record of a VM that is given up."""
     return Failure(
         vm=vm.name,
         provider=vm.provider,
