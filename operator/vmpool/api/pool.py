@@ -194,6 +194,10 @@ class Failure(Shape):
     retry_count: Count = 0
     """How many VMs with this request id had failed before."""
 
+    def is_of(self, other: "Failure") -> bool:
+        """Whether both records tell of the same event: a VM fails a step once."""
+        return (self.vm, self.step) == (other.vm, other.step)
+
 
 class Creation(Shape):
     """How fast the pool may create after failures."""

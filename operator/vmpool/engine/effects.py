@@ -57,7 +57,6 @@ class Effects:
         self.template = template
         self.ready_without_probe = ready_without_probe
         self.urgency = Urgency.REFILL
-        self._probes = asyncio.Semaphore(world.settings.probes_in_flight)
 
     async def run(self, action: VMAction) -> None:  # one line an action is the clearest table
         """Carry out an action for a VM that exists."""
@@ -144,7 +143,7 @@ class Effects:
         self._view(vm).want_listing()
 
     async def _probe(self, vm: VM, address: str, port: int) -> None:
-        async with self._probes:
+        async with self.world.probes:
             ok = await answers(address, port, self.world.settings.probe_timeout_seconds)
         self.world.sights.probed(vm.uid, ok=ok, now=self.world.now())
 

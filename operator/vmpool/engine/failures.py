@@ -32,7 +32,7 @@ class Failures:
 
     def add(self, world: World, pool: PoolFacts, failure: Failure, *, owed: bool = True) -> bool:
         """Remember a failure and make it known; False when it was known already. ``owed``: its place is empty now."""
-        if any(known.vm == failure.vm and known.step == failure.step for known in self.recent):
+        if self.remembers(failure):
             return False
         self.recent = (failure, *self.recent)[:MAX_RECENT_FAILURES]
         if owed:
@@ -46,6 +46,10 @@ class Failures:
             )
         world.metrics.failures.labels(pool.namespace, pool.name, failure.step, failure.error_class).inc()
         return True
+
+    def remembers(self, failure: Failure) -> bool:
+        """Whether it is among the recent ones; newer ones may have pushed it out."""
+        return any(known.is_of(failure) for known in self.recent)
 
     def succeeded(self, pool: PoolFacts) -> None:
         """A VM became Ready: create faster again."""

@@ -84,6 +84,7 @@ class PoolLoop(Loop):
 
     async def closed(self) -> None:
         """End what is in flight: the object is gone, or the process stops."""
+        self.metrics.drop_pool(self.pool.namespace, self.pool.name)
         await self.doing.stop(self.world.stop_grace_seconds)
 
     def _snapshot(self, pool: PoolFacts, now: datetime) -> PoolSnapshot:
@@ -165,11 +166,13 @@ class PoolLoop(Loop):
 
     async def _record_failure(self, failure: Failure, *, owed: bool) -> None:
         """Write the failure down before the VM leaves its phase: a kill in between repeats it, and loses nothing."""
-        if not self.failures.add(self.world, self.pool, failure, owed=owed):
-            return
-        log.warning("vm_failed", pool=self.name, **failure.wire())
-        self.world.events.emit(self._ref(), "Warning", failure.error_class, f"{failure.vm}: {failure.message}")
-        await self._write_status(self.world.now(), must=True)
+        if self.failures.add(self.world, self.pool, failure, owed=owed):
+            log.warning("vm_failed", pool=self.name, **failure.wire())
+            self.world.events.emit(self._ref(), "Warning", failure.error_class, f"{failure.vm}: {failure.message}")
+        pool = self.world.pool(self.uid)
+        written = pool.status.recent_failures if pool is not None else ()
+        if self.failures.remembers(failure) and not any(known.is_of(failure) for known in written):
+            await self._write_status(self.world.now(), must=True)
 
     def _ref(self) -> ObjectRef:
         return ObjectRef.of(VMPOOLS, self.pool.namespace, self.pool.name, self.pool.uid)
@@ -205,7 +208,8 @@ class PoolLoop(Loop):
         except Conflict:
             await self.world.pools.quorum_get(pool.namespace, pool.name)
             if not must:
-                raise
+                self.wake()
+                return
             newest = self.world.pool(self.uid)
             if newest is None:
                 return

@@ -1,5 +1,6 @@
 """What every loop shares: the mirrors, the client, the sights, the providers' views. One per process."""
 
+import asyncio
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -48,6 +49,8 @@ class World:
     pools: Mirror[PoolFacts]
     vms: Mirror[VM]
     providers: Mirror[ProviderObject]
+    probes: asyncio.Semaphore
+    """Bounds TCP probes over all pools."""
     sights: Sights = field(default_factory=Sights)
     views: dict[Key, ProviderView] = field(default_factory=dict)
     creating: dict[Key, int] = field(default_factory=dict)

@@ -142,6 +142,7 @@ class Process:
             events=EventRecorder(client, "vmpool", new_identity(), EventSettings()),
             install_id=ours,
             stop_grace_seconds=self.settings.stop_grace_seconds,
+            probes=asyncio.Semaphore(self.settings.probes_in_flight),
             pools=Mirror(client, Selection(VMPOOLS, namespace), pool_facts, bounds),
             vms=Mirror(client, Selection(POOLEDVMS, namespace), vm_facts, bounds, VM_INDEXES),
             providers=Mirror(client, Selection(VMPROVIDERS, namespace), provider_object, bounds),

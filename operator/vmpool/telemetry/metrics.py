@@ -57,3 +57,10 @@ class Metrics:
         self.relists = Gauge("vmpool_relists", "Full lists made by a mirror.", ("kind",), registry=r)
         self.clock_skew = Gauge("vmpool_clock_skew_seconds", "Our clock minus the API server's.", registry=r)
         self.leader = Gauge("vmpool_leader", "1 while this process holds the lease.", registry=r)
+
+    def drop_pool(self, namespace: str, pool: str) -> None:
+        """Forget the levels of a pool that is gone; its counters stay, as counters do."""
+        for gauge in (self.vms, self.desired):
+            for labels in [sample.labels for metric in gauge.collect() for sample in metric.samples]:
+                if (labels["namespace"], labels["pool"]) == (namespace, pool):
+                    gauge.remove(*labels.values())
