@@ -153,6 +153,9 @@ class ProviderLoop(Loop):
     def _verify_due(self, obj: ProviderObject, now: datetime) -> bool:
         if self._verified_at is None or self._verified_generation != obj.generation:
             return True
+        if self._list_wanted and self.verdict.verified and now >= self._listing_due(obj, now):
+            # What is missing from a listing proves something only at the far side that has our machines.
+            return True
         waited = now - self._verified_at
         if self._trouble or not self.verdict.verified or self.lane.breaker.state is not Circuit.CLOSED:
             return waited >= timedelta(seconds=self.settings.listing_pause_seconds)
@@ -227,8 +230,7 @@ class ProviderLoop(Loop):
     async def _list_if_due(self, obj: ProviderObject, now: datetime) -> datetime:
         interval = obj.spec.observe.interval
         pause = timedelta(seconds=self.settings.listing_pause_seconds)
-        last = self._list_asked_at
-        due = now if last is None else last + (min(pause, interval) if self._list_wanted else interval)
+        due = self._listing_due(obj, now)
         if now < due:
             return due
         self._list_asked_at, self._list_wanted = now, False
@@ -242,6 +244,13 @@ class ProviderLoop(Loop):
         self._listed(machines, began)
         await self.stragglers.look(machines, began)
         return now + (pause if self._list_wanted else interval)
+
+    def _listing_due(self, obj: ProviderObject, now: datetime) -> datetime:
+        if self._list_asked_at is None:
+            return now
+        interval: timedelta = obj.spec.observe.interval
+        soon = min(interval, timedelta(seconds=self.settings.listing_pause_seconds))
+        return self._list_asked_at + (soon if self._list_wanted else interval)
 
     def _listed(self, machines: list[Machine], began: datetime) -> None:
         self._listed_at = began
@@ -291,6 +300,8 @@ class ProviderLoop(Loop):
         if wanted and self._held_secret != wanted:
             # Written into the status before the finalizer: after a kill we still know whose it is.
             self._held_secret = wanted
+            # What was seen there before may be the finalizer of another provider, and gone by now.
+            self._secret_held = False
             await self._write(provider_status(self._snapshot(), self.world.now()))
         if wanted and not self._secret_held:
             await self._patch_secret(wanted, keep=True)
