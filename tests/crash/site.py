@@ -12,6 +12,8 @@ from vmpool.api import keys
 POOL = "web"
 PROVIDER = "cloud"
 IMAGE, OTHER_IMAGE = "sim/one", "sim/two"
+HELD_SECONDS = 0.6
+"""How long requests are held up: they land before anybody else can lead."""
 DEADLINE = 90.0
 """Seconds for everything that needs a few: the machine may be busy with other things."""
 
@@ -68,6 +70,10 @@ class Site:
     def fault(self, action: str, operation: str, **fields: Any) -> int:
         """Add a fault rule for this tenant alone; return its id."""
         return self.cloud.fault(action, {"operation": operation, "tenant": self.tenant.name}, **fields)
+
+    def hold_up(self, operation: str, after: int) -> int:
+        """Delay every request behind the first ``after`` ones, so that there is time to kill; return the rule's id."""
+        return self.fault("slow", operation, seconds=HELD_SECONDS, skip=after)
 
     def mend(self, rule: int) -> None:
         """Remove a fault rule."""

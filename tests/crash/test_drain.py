@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.crash import witness
-from tests.crash.site import DEADLINE, IMAGE, OTHER_IMAGE, POOL, Site
+from tests.crash.site import DEADLINE, HELD_SECONDS, IMAGE, OTHER_IMAGE, POOL, Site
 from tests.operators import Operator
 from tests.waiting import until
 
@@ -15,8 +15,6 @@ pytestmark = pytest.mark.crash
 REPLICAS = 12
 SURGE = 3
 """25 per cent of the replicas, the default of ``update.maxSurge``."""
-GATE_SECONDS = 0.6
-"""How long deletes behind the threshold wait in the cloud: time to kill."""
 
 Operators = Callable[..., Operator]
 
@@ -40,13 +38,13 @@ async def finish(site: Site) -> None:
 async def test_killed_with_some_machines_gone(site: Site, operators: Operators, seed: int) -> None:
     gone = random.Random(seed).randint(2, REPLICAS - 2)
     first = await filled(site, operators, tokens=seed % 2 == 0)
-    gate = site.fault("slow", "delete", seconds=GATE_SECONDS, skip=gone)
+    held = site.hold_up("delete", after=gone)
 
     await site.drain()
     await until(lambda: site.alive() <= REPLICAS - gone, deadline=DEADLINE, what=f"{gone} machines are gone")
     first.kill()
     assert site.alive() > 0, "the kill came too late to prove anything"
-    site.mend(gate)
+    site.mend(held)
     operators()
 
     await finish(site)
@@ -105,7 +103,7 @@ async def test_killed_while_the_cloud_denies_its_machines(site: Site, operators:
 async def test_killed_in_a_fill_and_deleted_meanwhile(site: Site, operators: Operators, seed: int) -> None:
     some = random.Random(seed).randint(2, REPLICAS - 4)
     # The machines are there long before their ids are known.
-    slow = site.fault("slow", "create", seconds=GATE_SECONDS, when="after")
+    slow = site.fault("slow", "create", seconds=HELD_SECONDS, when="after")
     await site.build(REPLICAS, tokens=seed % 2 == 0, operate=4)
     first = operators()
     await site.machines(some)
@@ -139,13 +137,13 @@ async def test_vms_deleted_while_nobody_watches(site: Site, operators: Operators
 
 async def test_killed_while_scaling_down(site: Site, operators: Operators) -> None:
     first = await filled(site, operators)
-    gate = site.fault("slow", "delete", seconds=GATE_SECONDS, skip=3)
+    held = site.hold_up("delete", after=3)
 
     (await site.pools.merge(POOL, {"spec": {"replicas": 4}})).ok()
     await until(lambda: site.alive() <= REPLICAS - 3, deadline=DEADLINE, what="three machines are gone")
     first.kill()
     assert site.alive() > 4, "the kill came too late to prove anything"
-    site.mend(gate)
+    site.mend(held)
     operators()
     await site.full(4)
 
@@ -159,12 +157,14 @@ async def test_killed_while_scaling_down(site: Site, operators: Operators) -> No
 @pytest.mark.parametrize("tokens", [True, False], ids=["tokens", "no-tokens"])
 async def test_killed_while_replacing(site: Site, operators: Operators, *, tokens: bool) -> None:
     first = await filled(site, operators, tokens=tokens)
+    held = site.hold_up("create", after=3)
     site.fault("slow", "create", seconds=0.1, when="after")
 
     (await site.pools.merge(POOL, {"spec": {"template": {"image": OTHER_IMAGE}}})).ok()
     await until(lambda: site.images().get(OTHER_IMAGE, 0) >= 2, deadline=DEADLINE, what="two machines are replaced")
     first.kill()
     assert site.images().get(IMAGE, 0) > 0, "the kill came too late to prove anything"
+    site.mend(held)
     operators()
     await site.full(REPLICAS, OTHER_IMAGE)
 

@@ -13,8 +13,6 @@ pytestmark = pytest.mark.crash
 
 REPLICAS = 50
 CREATE_SECONDS = 0.1
-GATE_SECONDS = 0.6
-"""How long creates behind the threshold wait in the cloud: time to kill, yet they land before anybody else leads."""
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -23,7 +21,7 @@ async def test_a_killed_fill_is_finished_and_nothing_is_made_twice(
 ) -> None:
     dice = random.Random(seed)
     threshold = dice.randint(5, 45)
-    gate = site.fault("slow", "create", seconds=GATE_SECONDS, skip=threshold + dice.randint(0, 4))
+    held = site.hold_up("create", after=threshold + dice.randint(0, 4))
     # Half of the machines are there before their id is known, half of the requests wait for theirs.
     site.fault("slow", "create", seconds=CREATE_SECONDS, when="after", probability=0.5, seed=seed)
     site.fault("slow", "create", seconds=CREATE_SECONDS)
@@ -33,7 +31,7 @@ async def test_a_killed_fill_is_finished_and_nothing_is_made_twice(
     await site.machines(threshold)
     first.kill()
     assert site.alive() < REPLICAS, "the kill came too late to prove anything"
-    site.mend(gate)
+    site.mend(held)
     operators()
     await site.full(REPLICAS)
 
@@ -50,8 +48,11 @@ async def test_a_killed_fill_is_finished_and_nothing_is_made_twice(
 async def test_a_killed_fill_is_finished_although_replies_are_lost(
     site: Site, operators: Callable[..., Operator], *, tokens: bool
 ) -> None:
-    site.fault("replyLost", "create", probability=0.25, seed=1, count=12)
-    site.fault("failAfterCommit", "create", status=502, probability=0.25, seed=2, count=12)
+    held = site.hold_up("create", after=REPLICAS // 3)
+    losses = (
+        site.fault("replyLost", "create", probability=0.25, seed=1, count=12),
+        site.fault("failAfterCommit", "create", status=502, probability=0.25, seed=2, count=12),
+    )
     site.fault("slow", "create", seconds=CREATE_SECONDS)
     await site.build(REPLICAS, tokens=tokens, retry={"attempts": 50, "backoff": "100ms", "maxBackoff": "1s"})
 
@@ -59,10 +60,11 @@ async def test_a_killed_fill_is_finished_although_replies_are_lost(
     await site.machines(REPLICAS // 3)
     first.kill()
     assert site.alive() < REPLICAS, "the kill came too late to prove anything"
+    site.mend(held)
     operators()
     await site.full(REPLICAS)
 
-    fired = [rule["fired"] for rule in site.cloud.faults()]
+    fired = [site.fired(rule) for rule in losses]
     assert min(fired) > 0, f"a fault never came up: {fired}"
     await witness.machines_match_objects(site)
     witness.never_two(site)

@@ -35,6 +35,7 @@ async def ends_by_itself(operator: Operator) -> None:
 
 @pytest.mark.parametrize("tokens", [True, False], ids=["tokens", "no-tokens"])
 async def test_a_paused_leader_does_no_harm(site: Site, operators: Operators, *, tokens: bool) -> None:
+    held = site.hold_up("create", after=REPLICAS // 3)
     site.fault("slow", "create", seconds=CREATE_SECONDS, when="after", probability=0.5)
     site.fault("slow", "create", seconds=CREATE_SECONDS)
     await site.build(REPLICAS, tokens=tokens)
@@ -42,6 +43,7 @@ async def test_a_paused_leader_does_no_harm(site: Site, operators: Operators, *,
     await site.machines(REPLICAS // 3)
     os.kill(first.pid, signal.SIGSTOP)
     assert site.alive() < REPLICAS, "the pause came too late to prove anything"
+    site.mend(held)
 
     second = operators(**QUICK)
     await second.ready(DEADLINE)

@@ -115,7 +115,7 @@ async def test_the_cloud_dies_under_a_full_pool(lonely: Site, operators: Operato
 async def test_the_api_server_dies_in_a_fill(
     site: Site, plane: ControlPlane, operators: Operators, settings: dict[str, str]
 ) -> None:
-    site.fault("slow", "create", seconds=CREATE_SECONDS)
+    held = site.hold_up("create", after=REPLICAS // 3)
     await site.build(REPLICAS)
     operator = operators(**settings)
     await site.machines(REPLICAS // 3)
@@ -123,6 +123,7 @@ async def test_the_api_server_dies_in_a_fill(
     plane.kill(API_SERVER)
     try:
         assert site.alive() < REPLICAS, "the kill came too late to prove anything"
+        site.mend(held)
     finally:
         plane.start_component(API_SERVER)
 

@@ -47,7 +47,7 @@ def least_ready(stage: Stage, kubectl: Kubectl, version: str, before: list[Json]
 
 @pytest.mark.parametrize(
     ("surge", "unavailable"),
-    [pytest.param(2, 0, id="surge"), pytest.param(0, "40%", id="unavailable"), pytest.param(1, 1, id="both")],
+    [pytest.param(2, 0, id="surge"), pytest.param(0, "40%", id="unavailable")],
 )
 async def test_a_new_template_rolls_within_its_bounds(
     stage: Stage, kubectl: Kubectl, surge: int, unavailable: int | str
@@ -60,7 +60,7 @@ async def test_a_new_template_rolls_within_its_bounds(
     after = await rolled(stage, replicas)
     assert not names(before) & names(after)
     assert stage.high_water() <= replicas + surge
-    may_lack = {0: 0, "40%": 2, 1: 1}[unavailable]
+    may_lack = 2 if unavailable else 0
     assert least_ready(stage, kubectl, version, before) >= replicas - may_lack
     status = await stage.status()
     assert not status.get("recentFailures")

@@ -6,8 +6,9 @@ import pytest
 
 from tests.api import Api, Json
 from tests.clouds import SimCloud
-from tests.control_plane.operator.stage import Stage, machine_ids, names, phases
+from tests.control_plane.operator.stage import DEADLINE, Stage, machine_ids, names, phases
 from tests.operators import Operator
+from tests.waiting import until
 
 pytestmark = pytest.mark.control_plane
 
@@ -62,6 +63,21 @@ async def test_another_tenant_by_a_changed_secret(stage: Stage, served: Operator
     other = stage.cloud.tenant()
     before = await stage.filled(3)
     await stage.put_secret(stage.provider, apiKey=other.key)
+    await stays_as_it_is(stage, served, before)
+    assert stage.alive() == machine_ids(before)
+    assert not stage.history(other)
+    await stage.put_secret(stage.provider, apiKey=stage.tenant.key)
+    await goes_on(stage, before)
+
+
+async def test_a_restart_remembers_where_the_machines_are(stage: Stage, served: Operator) -> None:
+    other = stage.cloud.tenant()
+    before = await stage.filled(3)
+    lives = served.lines().count('"engine_ready"')
+    served.kill()
+    await stage.put_secret(stage.provider, apiKey=other.key)
+    served.start()
+    await until(lambda: served.lines().count('"engine_ready"') > lives, deadline=DEADLINE, what="it leads again")
     await stays_as_it_is(stage, served, before)
     assert stage.alive() == machine_ids(before)
     assert not stage.history(other)

@@ -7,6 +7,7 @@ import pytest
 from tests.api import Api, Json
 from tests.clouds import SimCloud
 from tests.control_plane.operator.stage import DEADLINE, Stage, machine_ids, names, phases
+from tests.objects import LATER, LONG_AGO
 from tests.operators import Operator
 from tests.waiting import until
 
@@ -101,3 +102,29 @@ async def test_one_providers_outage_leaves_the_other_alone(stage: Stage) -> None
     assert len(stage.alive()) == 4
     await stage.change(replicas=1)
     await stage.full(1)
+
+
+async def test_being_told_to_wait_costs_no_vm_an_attempt(stage: Stage) -> None:
+    stage.fault("status", "create", status=429, retryAfter=1, count=6)
+    await stage.put_provider()
+    await stage.put_pool(replicas=3, retry={"attempts": 1})
+    vms = await stage.full(3)
+    assert len(stage.history()) == 3
+    assert not (await stage.status()).get("recentFailures")
+    assert {vm["spec"]["retryCount"] for vm in vms} == {0}
+
+
+async def test_a_claim_that_ends_during_an_outage_ends_in_time(stage: Stage, served: Operator) -> None:
+    (vm,) = await stage.filled(1)
+    rule = stage.fault("failBefore", "*")
+    await stage.provider_says("Ready", "False")
+    claim = {"id": "c", "owner": "alice", "boundAt": LONG_AGO, "expiresAt": LATER}
+    (await stage.vms.merge(vm["metadata"]["name"], {"spec": {"claim": claim}})).ok()
+    await stage.in_phase(vm["metadata"]["name"], "Completed")
+    await stage.looked(served)
+    assert stage.alive() == machine_ids([vm])
+    assert await stage.phase(vm["metadata"]["name"]) == "Completed"
+    stage.mend(rule)
+    await stage.in_phase(vm["metadata"]["name"], "Gone")
+    await stage.full(1)
+    assert len(stage.alive()) == 1
