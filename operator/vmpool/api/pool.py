@@ -232,7 +232,7 @@ class VMPoolStatus(Shape):
     draining_replicas: Count = 0
     """VMs whose machines are being destroyed."""
     stale_replicas: Count = 0
-    """Unclaimed VMs made from an older template."""
+    """Unclaimed VMs that are to be replaced: made from an older template, or ready for too long."""
     selector: Annotated[str, Field(max_length=128)] = ""
     """Label selector of the pool's VMs, for the scale subresource."""
     template_digest: Annotated[str, Field(max_length=80)] = ""

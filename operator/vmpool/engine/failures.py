@@ -53,7 +53,8 @@ class Failures:
 
     def succeeded(self, pool: PoolFacts) -> None:
         """A VM became Ready: create faster again."""
-        self.creation = backoff.after_success(self.creation, pool.spec.limits.pending)
+        full = min(pool.spec.limits.pending, max(1, pool.status.desired_replicas))
+        self.creation = backoff.after_success(self.creation, full)
 
     def paid(self, request_id: str) -> None:
         """A successor is there."""

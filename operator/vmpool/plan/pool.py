@@ -71,7 +71,8 @@ def plan_pool(seen: PoolSnapshot, now: datetime) -> Plan:
             *(Complete(vm, reason, message) for vm, reason, message in leaving if vm.uid not in seen.busy),
         )
     )
-    decided = {action.vm.uid for action in settled} | {vm.uid for vm, _, _ in leaving} | seen.busy
+    # What is decided on stays untouched also where limits.deletes defers it to a later round.
+    decided = {action.vm.uid for action in settled} | seen.busy
     own = [action for vm in seen.vms if vm.uid not in decided and (action := steps[vm.uid].action) is not None]
     return Plan(
         actions=(*settled[: seen.pool.spec.limits.deletes], *own, *creates),

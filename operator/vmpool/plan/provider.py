@@ -68,7 +68,7 @@ def provider_status(seen: ProviderSnapshot, now: datetime) -> VMProviderStatus:
     ready = verdict.verified and not opened and not seen.paused and not seen.deleting
     reason, message = verdict.reason, verdict.message
     if seen.deleting:
-        reason, message = "Draining", f"being deleted: waits until {seen.vms} machines are gone"
+        reason, message = "Draining", f"being deleted: waits until its machines are gone, {seen.vms} left"
     elif seen.paused:
         reason, message = "Paused", "paused: nothing is created or deleted until spec.paused is false"
     elif verdict.verified and opened:

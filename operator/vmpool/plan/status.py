@@ -33,7 +33,7 @@ def pool_status(
     generation = pool.generation
     new = [observed(ConditionType.READY, reached, reason, message, generation=generation, now=now)]
     settled = not (counts.deficit or counts.surplus or counts.pending or counts.draining or counts.stale)
-    if stalled is not None and not reached:
+    if stalled is not None and (not reached or counts.deficit):
         new.append(observed(ConditionType.STALLED, True, *stalled, generation=generation, now=now))
     elif pool.deleting or (not settled and not pool.spec.paused):
         new.append(observed(ConditionType.RECONCILING, True, reason, message, generation=generation, now=now))

@@ -28,7 +28,6 @@ async def all_told(stage: Stage) -> set[tuple[str, str, str]]:
     [
         pytest.param("list", "emptyList", {}, id="empty list"),
         pytest.param("list", "partialList", {}, id="first page only"),
-        pytest.param("list", "failBefore", {}, id="lists fail"),
         pytest.param("*", "failBefore", {"status": 500}, id="500 on every call"),
         pytest.param("*", "status", {"status": 401}, id="401 on every call"),
         pytest.param("*", "status", {"status": 404, "code": "NotFound"}, id="404 of something else"),

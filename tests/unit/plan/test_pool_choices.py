@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.plan.worlds import (
+    BROKEN,
     EAST,
     NOW,
     PLANS,
@@ -32,7 +33,7 @@ from vmpool.plan.actions import (
 )
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.pool import desired, plan_pool
-from vmpool.plan.snapshot import Reason
+from vmpool.plan.snapshot import VM, Reason, Sight
 
 
 def test_absent_replicas_hold_what_was_wanted_last() -> None:
@@ -133,3 +134,51 @@ def test_machines_of_a_provider_that_is_being_deleted_are_drained() -> None:
     ends = of_kind(plan_pool(seen, NOW), Complete)
     assert sorted(names(ends)) == ["kept", "ready"]
     assert {end.reason for end in ends} == {Reason.PROVIDER_DELETED}
+
+
+def test_a_provider_gets_no_more_than_it_has_room_for() -> None:
+    of = spec(replicas=6, providers=[{"name": EAST}, {"name": WEST}])
+    plan = plan_pool(snapshot(of=of, providers={EAST: provider(room=2), WEST: provider(WEST, room=1)}), NOW)
+    assert Counter(create.provider for create in of_kind(plan, CreateVM)) == {EAST: 2, WEST: 1}
+    assert plan.held_back == "every provider is full (VMProvider limits.machines) or has weight 0"
+
+
+# --- who counts as usable -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        pytest.param(vm("x", claim=claim()), id="claimed"),
+        pytest.param(vm("x", claim=claim(released_at=NOW)), id="released"),
+        pytest.param(vm("x", deleting=True), id="deleted"),
+        pytest.param(vm("x", Phase.QUARANTINED), id="in quarantine"),
+        pytest.param(vm("x", Phase.COMPLETED), id="completed"),
+    ],
+)
+def test_what_cannot_be_handed_out_is_made_up_for(one: VM) -> None:
+    plan = plan_pool(snapshot(one, vm("a"), vm("b")), NOW)
+    assert len(of_kind(plan, CreateVM)) == 1
+    assert plan.counts.deficit == 1
+
+
+def test_a_failing_vm_keeps_its_place_until_its_failure_is_written() -> None:
+    """Its successor then goes on with its request id."""
+    seen = snapshot(vm("a"), vm("b"), vm("bad"), sights={"uid-bad": BROKEN})
+    assert names(plan_pool(seen, NOW).actions) == ["bad"]
+
+
+def test_creates_in_flight_count_as_usable() -> None:
+    assert len(of_kind(plan_pool(snapshot(creating=(EAST, EAST)), NOW), CreateVM)) == 1
+
+
+def test_waiting_claims_keep_what_would_be_too_many() -> None:
+    assert plan_pool(snapshot(*(vm(f"r{n}") for n in range(5)), waiting=2), NOW).actions == ()
+
+
+@pytest.mark.parametrize("deleting", [False, True])
+def test_a_listing_is_asked_for_where_one_is_waited_for(deleting: bool) -> None:
+    gone = vm("gone", Phase.COMPLETED, provider=WEST)
+    of = spec(replicas=0, providers=[{"name": EAST}, {"name": WEST}])
+    missed = {gone.uid: Sight(misses=2, missed_at=NOW)}
+    assert plan_pool(snapshot(gone, pool=pool(of, deleting=deleting), sights=missed), NOW).wants_listing == {WEST}

@@ -258,6 +258,13 @@ def test_a_deleted_pool_names_who_holds_it_up() -> None:
     assert "nothing is left" in ready(status(snapshot(pool=deleted))).message
 
 
+def test_a_deleted_pool_names_the_provider_that_holds_it_up() -> None:
+    deleted = pool(spec(), deleting=True)
+    for homes, words in (({EAST: down()}, "left alone after 5 failures"), ({}, "ProviderNotFound")):
+        found = status(replace(snapshot(*full(2), pool=deleted), providers=homes))
+        assert ready(found).message == f"being deleted: waits for VMProvider east: {words}"
+
+
 # --- Stalled ------------------------------------------------------------------------------------------------------
 
 
@@ -301,11 +308,14 @@ def test_a_pool_is_stalled_when_all_its_providers_are() -> None:
         assert stalled_reason(snapshot(of=of, providers={EAST: both[EAST]} | other), (), TERMINAL) is None
 
 
-def test_a_pool_that_was_reached_is_not_stalled_again_in_its_generation() -> None:
+def test_a_pool_that_was_reached_is_stalled_only_while_it_lacks_something() -> None:
     seen = snapshot(*full())
+    still_full = after(seen, status(seen), providers={EAST: down(stalled=True)})
+    assert condition(status(still_full), ConditionType.STALLED) is None
     seen = after(seen, status(seen), vms=(), providers={EAST: down(stalled=True)})
     found = status(seen)
-    assert condition(found, ConditionType.STALLED) is None
+    assert condition(found, ConditionType.STALLED) is not None
+    assert ready(found).status == "True", "a generation that was reached stays reached"
     assert ready(found).message == "0 of 3 ready; 3 wait: VMProvider east: left alone after 5 failures"
 
 

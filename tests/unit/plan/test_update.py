@@ -174,6 +174,12 @@ def test_an_outage_elsewhere_does_not_hold_up_the_roll_here() -> None:
     assert names(of_kind(plan, Complete)) == ["r1"]
 
 
+def test_the_surge_is_rounded_up_and_the_unavailable_down() -> None:
+    of = spec(replicas=10, update={"maxSurge": "11%", "maxUnavailable": "19%"})
+    plan = plan_pool(snapshot(*full(10), of=of), NOW)
+    assert (len(of_kind(plan, CreateVM)), len(of_kind(plan, Complete))) == (2, 1)
+
+
 # --- recycle.readyTTL ---------------------------------------------------------------------------------------------
 
 
@@ -206,6 +212,11 @@ def test_the_time_runs_from_ready_on() -> None:
     )
     plan = plan_pool(snapshot(*stock, of=of), NOW)
     assert [(end.vm.name, end.reason) for end in of_kind(plan, Complete)] == [("old", Reason.READY_TTL)]
+
+
+def test_a_time_that_is_over_wakes_nobody() -> None:
+    of = spec(replicas=1, recycle={"readyTTL": "10m", "jitterPercent": 0})
+    assert plan_pool(snapshot(vm("r", phase_since=ago(minutes=10)), of=of), NOW).wake_at is None
 
 
 def test_a_claimed_vm_has_no_ready_ttl() -> None:
