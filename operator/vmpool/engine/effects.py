@@ -30,7 +30,7 @@ from vmpool.plan.actions import (
 )
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.snapshot import VM, Failed, Step
-from vmpool.plan.vm import CallError, after_error
+from vmpool.plan.vm import ENDED_MACHINE_GONE, CallError, after_error
 from vmpool.providers.base import Deletion, Machine, MachineRequest, MachineState, Provider
 from vmpool.providers.errors import CredentialsRefused, Exhausted, MachineNotFound, ProviderError, Throttled
 
@@ -80,6 +80,8 @@ class Effects:
                 await writes.write_status(self.world, vm, changes, decided=True)
             case Complete(vm, reason, message):
                 changes = writes.into_phase(Phase.COMPLETED, now) | writes.because(reason, message)
+                if vm.claim is not None and vm.claim.end_reason == ENDED_MACHINE_GONE:
+                    changes["conditions"] = [writes.machine_gone(vm, message, now)]
                 await writes.write_status(self.world, vm, changes, decided=True)
             case DestroyMachine(vm):
                 await self._destroy(vm)

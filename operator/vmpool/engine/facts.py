@@ -32,6 +32,7 @@ def vm_facts(raw: dict[str, Any]) -> VM:
         pool_uid=spec["poolUid"],
         provider=spec["provider"],
         phase=status.get("phase", Phase.PENDING),
+        generation=meta.get("generation", 0),
         deleting="deletionTimestamp" in meta,
         held=keys.FINALIZER_MACHINE in meta.get("finalizers", ()),
         digest=spec.get("templateDigest", ""),
@@ -56,6 +57,7 @@ def _claim(raw: dict[str, Any]) -> ClaimFacts:
         owner=raw["owner"],
         expires_at=datetime.fromisoformat(raw["expiresAt"]),
         released_at=moment(raw.get("releasedAt")),
+        end_reason=raw.get("endReason", ""),
     )
 
 

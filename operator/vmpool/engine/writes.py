@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from vmpool.api import keys
+from vmpool.api.conditions import ConditionType, observed
 from vmpool.api.meta import Shape, format_time
 from vmpool.engine.world import BY_NAME, World
 from vmpool.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, OutcomeUnknown
@@ -137,6 +138,12 @@ def into_phase(phase: Phase, now: datetime) -> dict[str, Any]:
 def because(reason: str, message: str) -> dict[str, Any]:
     """Return the changes that explain a phase."""
     return {"reason": reason, "message": message[:MESSAGE_MAX]}
+
+
+def machine_gone(vm: VM, message: str, now: datetime) -> Json:
+    """Return the condition that tells a claim's owner that the machine went before the claim did."""
+    reason = f"machine {vm.machine_id} is gone: {message}"
+    return observed(ConditionType.MACHINE_GONE, True, "MachineGone", reason, generation=vm.generation, now=now).wire()
 
 
 def ledger(vm: VM, *changed: StepFacts) -> list[Json]:

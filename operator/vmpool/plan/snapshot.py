@@ -82,6 +82,7 @@ class ClaimFacts:
     owner: str
     expires_at: datetime
     released_at: datetime | None = None
+    end_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class VM:
     provider: str
     phase: str = Phase.PENDING
     """A word of ``Phase``, or one that a newer release wrote."""
+    generation: int = 0
     deleting: bool = False
     held: bool = True
     """Whether our finalizer is on it."""

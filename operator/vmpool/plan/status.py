@@ -87,7 +87,7 @@ def _why(seen: PoolSnapshot, plan: Plan, reached: bool, stalled: tuple[str, str]
         return ("ReplicasUnset", f"{head}; spec.replicas is not set") if unset else (FILLED, head)
     if trouble is not None:
         return trouble[0], head
-    return "Updating" if counts.stale else "Filling", head
+    return "Updating" if counts.stale else "Shrinking" if counts.surplus else "Filling", head
 
 
 def _held_back(plan: Plan) -> str:

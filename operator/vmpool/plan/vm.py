@@ -142,7 +142,9 @@ def _claimed(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Ne
     claim = vm.claim
     assert claim is not None
     if claim.released_at is not None:
-        return Next(Complete(vm, Reason.CLAIM_ENDED, f"the claim of {claim.owner} has ended"))
+        return Next(
+            Complete(vm, Reason.CLAIM_ENDED, f"the claim of {claim.owner} has ended ({claim.end_reason or 'Released'})")
+        )
     if vm.phase == Phase.READY:
         return Next(MarkClaimed(vm))
     if now >= claim.expires_at:

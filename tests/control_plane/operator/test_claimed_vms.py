@@ -132,7 +132,9 @@ async def test_a_claim_whose_machine_is_gone_ends_and_is_told(stage: Stage, serv
     stage.cloud.fate(vm["status"]["machineId"], "vanish")
     name = vm["metadata"]["name"]
     await stage.in_phase(name, "Gone")
-    assert last_words(stage, kubectl, version, vm)["spec"]["claim"]["endReason"] == "MachineGone"
+    last = last_words(stage, kubectl, version, vm)
+    assert last["spec"]["claim"]["endReason"] == "MachineGone"
+    assert vm["status"]["machineId"] in condition(last, "MachineGone")["message"]
     (failure,) = (await stage.status())["recentFailures"]
     assert failure["vm"] == name
     assert failure["errorClass"] == "MachineGone"

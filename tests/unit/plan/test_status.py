@@ -160,7 +160,7 @@ def test_a_new_generation_must_be_reached_anew() -> None:
         ((), "Filling"),
         (full(2), "Filling"),
         (full(3, OLD), "Updating"),
-        (full(4), "Filling"),
+        (full(4), "Shrinking"),
     ],
 )
 def test_what_keeps_a_pool_from_ready(stock: tuple, why: str) -> None:

@@ -296,7 +296,7 @@ def test_a_sick_machine_keeps_its_claim(sight: Sight) -> None:
 def test_a_released_vm_is_completed(phase: Phase) -> None:
     action = step(vm("c", phase, claim=claim(released_at=NOW))).action
     assert isinstance(action, Complete)
-    assert (action.reason, action.message) == (Reason.CLAIM_ENDED, "the claim of alice has ended")
+    assert (action.reason, action.message) == (Reason.CLAIM_ENDED, "the claim of alice has ended (Released)")
 
 
 # --- the way out --------------------------------------------------------------------------------------------------
