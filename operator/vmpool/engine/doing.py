@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from vmpool.engine.lane import LaneClosed
-from vmpool.kube.errors import Conflict, Invalid, KubeError, NotFound
+from vmpool.kube.errors import Conflict, KubeError, NotFound
 from vmpool.plan.actions import Action
 from vmpool.providers.errors import ProviderError
 from vmpool.telemetry import logs
@@ -12,7 +12,7 @@ from vmpool.telemetry.metrics import Metrics
 
 log = logs.get(__name__)
 
-LOOK_AGAIN = (Conflict, Invalid, NotFound, LaneClosed)
+LOOK_AGAIN = (Conflict, NotFound, LaneClosed)
 """Answers that mean: the world is not what was decided on. The next round decides anew."""
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from vmpool.api import keys
 from vmpool.api.meta import MIB_PER_GIB, format_time, mebibytes
 from vmpool.api.pool import Retry, Template
+from vmpool.api.vm import MAX_ADDRESSES
 from vmpool.engine import writes
 from vmpool.engine.lane import LaneClosed, Slots, Urgency
 from vmpool.engine.world import ProviderView, World
@@ -114,7 +115,7 @@ class Effects:
             "steps": writes.ledger(vm, writes.done(vm, step, began, now)),
         }
         if machine.addresses:
-            changes["addresses"] = list(machine.addresses)
+            changes["addresses"] = list(machine.addresses[:MAX_ADDRESSES])
         if self.ready_without_probe and machine.state is MachineState.RUNNING and machine.addresses and not vm.adopt:
             changes |= writes.into_phase(Phase.READY, now) | {"readyAt": format_time(now)}
         await writes.write_status(self.world, vm, changes, decided="phase" in changes)

@@ -110,8 +110,8 @@ class Engine:
             self._start(obj.uid, loop)
 
     def _wake_uid(self, uid: str) -> None:
-        if uid in self._loops:
-            self._loops[uid][0].wake()
+        # What belongs to no living pool is the sweep's.
+        (self._loops[uid][0] if uid in self._loops else self._sweep).wake()
 
     # --- changes ---------------------------------------------------------------------------------
 
@@ -124,9 +124,13 @@ class Engine:
         self._wake_uid(change.entry.uid)
         if change.new is None:
             self._sweep.wake()
-        if fact is not None and change.kind != "modified":
-            for share in fact.spec.providers:
-                self._wake_provider(fact.namespace, share.name)
+        if fact is not None:
+            before = change.old.fact if change.old is not None else None
+            named = {share.name for share in fact.spec.providers}
+            was_named = {share.name for share in before.spec.providers} if before is not None else set()
+            # A provider is held from before the first create: one that is newly named has to hurry.
+            for name in named | was_named if change.new is None else named ^ was_named:
+                self._wake_provider(fact.namespace, name)
 
     def _provider_changed(self, change: Change[ProviderObject]) -> None:
         fact = change.entry.fact

@@ -47,6 +47,13 @@ class Failures:
         world.metrics.failures.labels(pool.namespace, pool.name, failure.step, failure.error_class).inc()
         return True
 
+    def refused(self, pool: PoolFacts, now: datetime) -> None:
+        """The API server refused a PooledVM: create more slowly, as after a failed VM."""
+        retry = pool.spec.retry
+        self.creation = backoff.after_failure(
+            self.creation, now, base=retry.backoff, longest=retry.max_backoff, seed=pool.uid
+        )
+
     def remembers(self, failure: Failure) -> bool:
         """Whether it is among the recent ones; newer ones may have pushed it out."""
         return any(known.is_of(failure) for known in self.recent)

@@ -129,8 +129,16 @@ class Lane:
         """Begin no further call; those in flight go on."""
         self._shut = True
 
-    async def call(self, operation: str, slots: Slots, urgency: Urgency, work: Callable[[Provider], Awaitable[T]]) -> T:
-        """Make one call when it is its turn.
+    async def call(
+        self,
+        operation: str,
+        slots: Slots,
+        urgency: Urgency,
+        work: Callable[[Provider], Awaitable[T]],
+        *,
+        limit: timedelta | None = None,
+    ) -> T:
+        """Make one call when it is its turn; ``limit`` replaces the time-out of its class.
 
         Raises LaneClosed when it was not made, Unavailable when it took too long, else what the provider raises.
         """
@@ -143,12 +151,12 @@ class Lane:
             self._metrics.lane_waiting.labels(*labels).dec()
         try:
             self._metrics.lane_running.labels(*labels).inc()
-            return await self._guarded(operation, slots, work)
+            return await self._guarded(operation, limit or self._timeouts[slots], work)
         finally:
             self._metrics.lane_running.labels(*labels).dec()
             waiters.release()
 
-    async def _guarded(self, operation: str, slots: Slots, work: Callable[[Provider], Awaitable[T]]) -> T:
+    async def _guarded(self, operation: str, limit: timedelta, work: Callable[[Provider], Awaitable[T]]) -> T:
         if self._shut:
             raise LaneClosed("the process stops")
         self.breaker = self.breaker.at(datetime.now(UTC))
@@ -160,7 +168,7 @@ class Lane:
         began = time.monotonic()
         result = "cancelled"
         try:
-            answer = await self._timed(slots, work, self.session)
+            answer = await self._timed(limit, work, self.session)
             result = "ok"
             self._judge(None)
             return answer
@@ -172,8 +180,7 @@ class Lane:
             self._probing = False
             self._metrics.calls.labels(*self._labels, operation, result).observe(time.monotonic() - began)
 
-    async def _timed(self, slots: Slots, work: Callable[[Provider], Awaitable[T]], session: Provider) -> T:
-        limit = self._timeouts[slots]
+    async def _timed(self, limit: timedelta, work: Callable[[Provider], Awaitable[T]], session: Provider) -> T:
         try:
             async with asyncio.timeout(limit.total_seconds()):
                 return await work(session)

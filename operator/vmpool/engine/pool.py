@@ -158,6 +158,11 @@ class PoolLoop(Loop):
             try:
                 await writes.create_vm(self.world, seen.pool, seen.digest, action)
                 self.failures.paid(action.request_id)
+            except (Invalid, Forbidden) as error:
+                # A quota or an admission policy: it will say no again, so ask less and less often, and say why.
+                self.failures.refused(seen.pool, self.world.now())
+                self.world.events.emit(self._ref(), "Warning", "CreateRefused", f"PooledVM refused: {error.message}")
+                raise
             finally:
                 del self._creating[key]
                 self.world.creating[where] -= 1

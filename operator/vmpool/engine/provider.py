@@ -1,22 +1,17 @@
 """The loop of one VMProvider: open and verify the far side, list its machines, hold what must not be deleted."""
 
-import base64
-import hashlib
-from collections.abc import Mapping
 from datetime import datetime, timedelta
-
-import orjson
 
 from vmpool.api import keys
 from vmpool.api.conditions import ConditionType, find
 from vmpool.api.provider import Circuit, VMProviderStatus
-from vmpool.engine import writes
+from vmpool.engine import farside, writes
 from vmpool.engine.facts import ProviderObject
 from vmpool.engine.lane import Lane, LaneClosed, Slots, Urgency
 from vmpool.engine.loop import Done, Loop
 from vmpool.engine.stragglers import Stragglers
 from vmpool.engine.world import World
-from vmpool.kube.errors import Conflict, NotFound
+from vmpool.kube.errors import Conflict, NotFound, Refused
 from vmpool.kube.events import ObjectRef
 from vmpool.kube.kinds import SECRETS, VMPROVIDERS
 from vmpool.plan.provider import (
@@ -33,6 +28,9 @@ from vmpool.providers.errors import CredentialsRefused, InvalidConfig, ProviderE
 from vmpool.telemetry import logs
 
 log = logs.get(__name__)
+
+PAGES_OF_PATIENCE = 20
+"""A whole listing may take as long as this many pages that each use their time-out up."""
 
 
 class ProviderLoop(Loop):
@@ -59,6 +57,9 @@ class ProviderLoop(Loop):
         self._list_wanted = False
         self._list_asked_at: datetime | None = None
         self._verified_at: datetime | None = None
+        self._identified = False
+        """Whether the far side has answered who it is the last time that it was asked."""
+        self._preparing = "its identity and finalizers are being written"
         self._trouble = False
         self._status_at: datetime | None = None
         self._counts_wait = False
@@ -78,7 +79,7 @@ class ProviderLoop(Loop):
         recorded = obj.status.identity == self._identity and bool(self._identity)
         reason, message = self.verdict.reason, self.verdict.message
         if reachable and not (held and recorded):
-            reason, message = "Preparing", "its identity and finalizers are being written"
+            reason, message = "Preparing", self._preparing
         elif not self.lane.open and self.verdict.verified:
             reason, message = "CircuitOpen", f"left alone after failures in a row ({self.lane.breaker.last_error})"
         if obj.spec.paused:
@@ -163,9 +164,10 @@ class ProviderLoop(Loop):
 
     async def _verify(self, obj: ProviderObject) -> None:
         """Open a session when config or credentials changed, and ask the far side who it is."""
+        self._identified = False
         try:
-            secret = await self._secret(obj)
-            fingerprint = _fingerprint(obj, secret)
+            secret, self._secret_held = await farside.read_secret(self.world.client, obj)
+            fingerprint = farside.fingerprint(obj, secret)
             if fingerprint != self._opened_with or self._session is None:
                 await self._close_session()
                 self.verdict = Verdict()
@@ -191,19 +193,6 @@ class ProviderLoop(Loop):
         self.verdict = verdict
         self._verified_generation = obj.generation
 
-    async def _secret(self, obj: ProviderObject) -> Mapping[str, str]:
-        if obj.spec.secret_ref is None:
-            return {}
-        name = obj.spec.secret_ref.name
-        try:
-            raw = await self.world.client.get(SECRETS, obj.namespace, name)
-        except NotFound as error:
-            raise _SecretNotFound(
-                f"Secret {name} (spec.secretRef) does not exist in namespace {obj.namespace}"
-            ) from error
-        self._secret_held = keys.FINALIZER_IN_USE in raw["metadata"].get("finalizers", ())
-        return {key: base64.b64decode(value).decode(errors="replace") for key, value in (raw.get("data") or {}).items()}
-
     async def _identify(self, obj: ProviderObject) -> None:
         session = self._session
         assert session is not None
@@ -215,7 +204,7 @@ class ProviderLoop(Loop):
         vms = len(self.world.vms_of_provider(self.key)) + self.world.creating.get(self.key, 0)
         verdict = identity_verdict(obj.status.identity, identity, vms)
         self.verdict = verdict
-        self._identity = identity
+        self._identity, self._identified = identity, True
         self._verified_generation = obj.generation
         self.lane.session = session if verdict.verified else None
 
@@ -233,10 +222,16 @@ class ProviderLoop(Loop):
         due = self._listing_due(obj, now)
         if now < due:
             return due
+        if not self._identified:
+            # It did not say who it is when it was asked just now: what it lists proves nothing.
+            return now + pause
         self._list_asked_at, self._list_wanted = now, False
         try:
             began = self.world.now()
-            machines = await self.lane.call("list", Slots.OBSERVE, Urgency.REFILL, _collect)
+            page, whole = obj.spec.timeouts.observe, obj.spec.timeouts.observe * PAGES_OF_PATIENCE
+            machines = await self.lane.call(
+                "list", Slots.OBSERVE, Urgency.REFILL, lambda p: farside.collect(p, page), limit=whole
+            )
         except ProviderError as error:
             log.warning("listing_failed", provider=str(self), reason=error.reason, error=error.message)
             self._list_wanted = True
@@ -286,7 +281,14 @@ class ProviderLoop(Loop):
     async def _settle(self, now: datetime) -> None:
         """Finalizers first, then the status: creates begin only when both are written."""
         hold = must_hold(self._snapshot())
-        await self._hold_secret(hold=hold)
+        try:
+            await self._hold_secret(hold=hold)
+        except Conflict:
+            raise
+        except Refused as error:
+            # No creates without it, and the pools say why; what is there already goes on.
+            self._preparing = f"its Secret cannot be held: {error.message}"
+            log.warning("secret_not_held", provider=str(self), error=str(error))
         await self._write(provider_status(self._snapshot(), now), now)
         if hold != self.obj.held and (hold or not self._held_secret):
             await self._hold_self(hold=hold)
@@ -360,20 +362,3 @@ class ProviderLoop(Loop):
         if new is not None and (old is None or old.reason != new.reason):
             ref = ObjectRef.of(VMPROVIDERS, *self.key, self.uid)
             self.world.events.emit(ref, "Warning", new.reason, new.message)
-
-
-class _SecretNotFound(InvalidConfig):
-    """``spec.secretRef`` names a Secret that is not there."""
-
-    reason = "SecretNotFound"
-
-
-async def _collect(provider: Provider) -> list[Machine]:
-    """Read a whole listing; it counts only when it ended normally."""
-    return [machine async for machine in provider.machines()]
-
-
-def _fingerprint(obj: ProviderObject, secret: Mapping[str, str]) -> str:
-    """Tell whether a session was opened with these settings, without keeping the credentials."""
-    raw = orjson.dumps([obj.spec.type, obj.spec.config, dict(secret)], option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(raw).hexdigest()

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 
+from vmpool.api.vm import MAX_ADDRESSES
 from vmpool.plan.snapshot import NOTHING_SEEN, VM, Failed, Sight
 from vmpool.providers.base import Machine, MachineState
 
@@ -36,7 +37,7 @@ class Sights(Mapping[str, Sight]):
             uid,
             looked_at=now,
             state=str(machine.state),
-            addresses=machine.addresses,
+            addresses=machine.addresses[:MAX_ADDRESSES],
             message=machine.message,
             misses=0,
             missed_at=None,
@@ -83,7 +84,7 @@ class Sights(Mapping[str, Sight]):
 
     def _see_listed(self, uid: str, sight: Sight, machine: Machine, began: datetime) -> None:
         # An unchanged idle machine keeps its sight: ten thousand of them are listed all day long.
-        known = sight.state == machine.state and sight.addresses == machine.addresses
+        known = sight.state == machine.state and sight.addresses == machine.addresses[:MAX_ADDRESSES]
         if not known or sight.misses or sight.unlisted:
             self.saw(uid, machine, began)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vmpool.api import keys
 from vmpool.engine.world import World
-from vmpool.kube.errors import AlreadyExists, NamespaceTerminating
+from vmpool.kube.errors import AlreadyExists, Forbidden, NamespaceTerminating
 from vmpool.kube.kinds import POOLEDVMS
 from vmpool.kube.resource import Json
 from vmpool.plan.lifecycle import Phase
@@ -46,14 +46,19 @@ class Stragglers:
     async def look(self, machines: Sequence[Machine], began: datetime) -> None:
         """Judge one complete listing: two sightings the grace apart and a quorum list before any is taken in."""
         listed = {machine.id for machine in machines}
-        unknown = [machine for machine in machines if not self._known(machine, listed)]
+        recorded = {found for vm in self._world.vms_of_provider(self._loop.key) for found in (vm.machine_id, vm.adopt)}
+        unknown = [m for m in machines if m.id not in recorded and not self._known(m, listed)]
         self._since = {m.id: self._since.get(m.id, began) for m in unknown}
         self._world.metrics.stragglers.labels(*self._loop.key).set(len(unknown))
         grace = timedelta(seconds=self._world.settings.straggler_grace_seconds)
         due = [machine for machine in unknown if began - self._since[machine.id] >= grace]
         if not due or not self._may_act():
             return
-        owners, taken_in = await self._quorum()
+        try:
+            owners, taken_in = await self._quorum()
+        except Forbidden as error:
+            log.warning("stragglers_only_reported", provider=str(self._loop), count=len(due), error=str(error))
+            return
         for machine in due[:ADOPTED_PER_LISTING]:
             if owners.get(machine.token, NOBODY) in ("", machine.id) or machine.id in taken_in:
                 continue
@@ -73,18 +78,20 @@ class Stragglers:
             second = owner.machine_id in listed or owner.phase == Phase.COMPLETED
             if owner.machine_id in ("", machine.id) or not second:
                 return True
-        key = self._loop.key
-        return any(machine.id in (vm.machine_id, vm.adopt) for vm in self._world.vms_of_provider(key))
+        return False
 
     def _may_act(self) -> bool:
         return not self._world.doubt()
 
     async def _quorum(self) -> tuple[dict[str, str], set[str]]:
-        """Ask the server itself: machine ids by uid (empty where none is recorded), and machines that are taken in."""
+        """Ask the server itself: machine ids by uid (empty where none is recorded), and machines that are taken in.
+
+        Always in all namespaces: an operator that serves only one may share its install id and its provider with
+        objects elsewhere, and must not take their machines for nobody's.
+        """
         owners: dict[str, str] = {}
         taken_in: set[str] = set()
-        namespace = self._world.settings.watch_namespace or None
-        async for page in self._world.client.list_pages(POOLEDVMS, namespace):
+        async for page in self._world.client.list_pages(POOLEDVMS, None):
             for item in page.items:
                 owners[item["metadata"]["uid"]] = (item.get("status") or {}).get("machineId", "")
                 taken_in.add((item["spec"].get("adopt") or {}).get("machineId", ""))

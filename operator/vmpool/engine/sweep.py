@@ -7,7 +7,7 @@ from vmpool.engine.doing import Doing
 from vmpool.engine.effects import Effects
 from vmpool.engine.loop import Loop
 from vmpool.engine.stragglers import is_straggler
-from vmpool.engine.world import World
+from vmpool.engine.world import Key, World
 from vmpool.kube.errors import KubeError, NotFound
 from vmpool.kube.kinds import VMPOOLS
 from vmpool.plan.actions import CreateVM
@@ -17,6 +17,8 @@ from vmpool.telemetry import logs
 
 log = logs.get(__name__)
 
+STARTED_AT_ONCE = 200
+"""Most effects that the sweep has in flight: a thousand orphans are no reason to starve the pools."""
 CHECKED_PER_ROUND = 50
 """Most pools that one round asks the server about: the rest waits for the next."""
 
@@ -49,11 +51,17 @@ class SweepLoop(Loop):
         if not orphans or self.world.doubt():
             return soon
         await self._prove(orphans)
+        busy = self.doing.keys
+        room = STARTED_AT_ONCE - len(busy)
+        known: dict[Key, ProviderFacts] = {}
         for vm in orphans:
-            if vm.pool_uid not in self._gone or vm.uid in self.doing.keys:
+            if vm.pool_uid not in self._gone or vm.uid in busy or room <= 0:
                 continue
-            view = self.world.views.get((vm.namespace, vm.provider))
-            facts = view.facts() if view is not None else ProviderFacts(vm.provider)
+            key = (vm.namespace, vm.provider)
+            view = self.world.views.get(key)
+            if key not in known:
+                known[key] = view.facts() if view is not None else ProviderFacts(vm.provider)
+            facts = known[key]
             ttl = timedelta(seconds=self.settings.straggler_ttl_seconds) if is_straggler(vm) else None
             step = next_of_orphan(vm, self.world.sights.of(vm.uid), facts, now, straggler_ttl=ttl)
             if step.wants_listing and view is not None:
@@ -63,6 +71,7 @@ class SweepLoop(Loop):
             action = step.action
             if action is not None:
                 assert not isinstance(action, CreateVM)
+                room -= 1
                 self.doing.start(vm.uid, action, lambda action=action: self._effects.run(action))  # type: ignore[misc]
         return soon
 

@@ -53,7 +53,8 @@ MISSING_PROVIDER = ProviderFacts("")
 def plan_pool(seen: PoolSnapshot, now: datetime) -> Plan:
     """Return the smallest safe step towards the number of ready VMs that is wanted."""
     if seen.pool.spec.paused:
-        return Plan((), _count(seen, (), ()))
+        nothing_left = seen.pool.deleting and not seen.vms and not seen.creating
+        return Plan((), _count(seen, (), ()), release=nothing_left)
     if seen.pool.deleting:
         return _drain(seen, now)
     steps = {vm.uid: _next(seen, vm, now) for vm in seen.vms}

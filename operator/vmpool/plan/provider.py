@@ -69,6 +69,8 @@ def provider_status(seen: ProviderSnapshot, now: datetime) -> VMProviderStatus:
     reason, message = verdict.reason, verdict.message
     if seen.deleting:
         reason, message = "Draining", f"being deleted: waits until its machines are gone, {seen.vms} left"
+        if seen.paused:
+            message += "; paused: none is destroyed until spec.paused is false"
     elif seen.paused:
         reason, message = "Paused", "paused: nothing is created or deleted until spec.paused is false"
     elif verdict.verified and opened:

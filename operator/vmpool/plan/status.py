@@ -3,6 +3,7 @@
 Nothing here changes without a change: no ages, no positions, so that an idle pool costs no writes.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -10,8 +11,9 @@ from vmpool.api import keys
 from vmpool.api.conditions import ConditionType, find, merge, observed
 from vmpool.api.pool import Creation, Failure, VMPoolStatus
 from vmpool.plan.actions import CreateVM
+from vmpool.plan.lifecycle import Phase
 from vmpool.plan.pool import Plan
-from vmpool.plan.snapshot import PoolFacts, PoolSnapshot, ProviderFacts
+from vmpool.plan.snapshot import PoolFacts, PoolSnapshot, ProviderFacts, Step
 
 FILLED = "Filled"
 MAX_NAMED = 3
@@ -69,7 +71,8 @@ def _reached(seen: PoolSnapshot, plan: Plan) -> bool:
 def _why(seen: PoolSnapshot, plan: Plan, reached: bool, stalled: tuple[str, str] | None) -> tuple[str, str]:
     pool, counts = seen.pool, plan.counts
     if pool.spec.paused:
-        return "Paused", "paused: nothing is created, replaced or deleted until spec.paused is false"
+        head = "being deleted, but paused" if pool.deleting else "paused"
+        return "Paused", f"{head}: nothing is created, replaced or deleted until spec.paused is false"
     if pool.deleting:
         return "Draining", _draining(seen)
     head = f"{counts.ready} of {counts.desired} ready"
@@ -82,12 +85,24 @@ def _why(seen: PoolSnapshot, plan: Plan, reached: bool, stalled: tuple[str, str]
     trouble = provider_trouble(seen) if counts.deficit else None
     if trouble is not None or plan.held_back:
         head += f"; {_held_back(plan)}: {trouble[1] if trouble is not None else plan.held_back}"
+    elif hindrance := _hindrance(seen):
+        head += f"; {hindrance}"
     if reached:
         unset = pool.spec.replicas is None and not counts.desired
         return ("ReplicasUnset", f"{head}; spec.replicas is not set") if unset else (FILLED, head)
     if trouble is not None:
         return trouble[0], head
     return "Updating" if counts.stale else "Shrinking" if counts.surplus else "Filling", head
+
+
+def _hindrance(seen: PoolSnapshot) -> str:
+    """Say what most of those that still have no machine were told last; empty when nobody was refused."""
+    tries = [vm.step(Step.CREATE) for vm in seen.vms if vm.phase == Phase.PENDING and not vm.machine_id]
+    told = Counter((step.reason, step.message) for step in tries if step.reason)
+    if not told:
+        return ""
+    (reason, message), count = told.most_common(1)[0]
+    return f"{count} could not be created yet: {message or reason}"
 
 
 def _held_back(plan: Plan) -> str:

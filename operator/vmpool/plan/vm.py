@@ -31,6 +31,8 @@ LOOK_SHARE: Final = 0.2
 """The pause grows with the time already waited: at most this share is added by looking too late."""
 MISS_PAUSE: Final = timedelta(seconds=1)
 """Between two looks for a machine that was not found, so that they are two proofs and not one."""
+BLAMELESS_SHARE: Final = 0.5
+"""Of the time already waited, the next pause after a failure that is not the VM's."""
 PROOFS: Final = 2
 """How often an id must not be found before a later listing may prove that the machine is gone."""
 
@@ -112,10 +114,14 @@ def after_error(vm: VM, step: Step, error: CallError, retry: Retry, now: datetim
     if step is not Step.DESTROY and (error.terminal or (counts and retries >= retry.attempts)):
         tries = f" ({retries} tries)" if retries > 1 else ""
         return Failed(step, error.reason, f"{error.message}{tries}")
+    started = before.started_at or now
     wait = backoff.pause(max(retries, 1), retry.backoff, retry.max_backoff, f"{vm.uid}/{step}")
+    if not counts:
+        # No attempt is counted, so the pause grows with the time that the provider has had no room or patience.
+        wait = min(max(wait, (now - started) * BLAMELESS_SHARE), retry.max_backoff)
     return StepFacts(
         name=step,
-        started_at=before.started_at or now,
+        started_at=started,
         retries=retries,
         next_at=now + max(wait, error.retry_after or timedelta()),
         reason=error.reason,
@@ -175,15 +181,16 @@ def _pending(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness
     if running and (readiness.tcp_socket is None or sight.probe_ok):
         return Next(MarkReady(vm, addresses))
     deadline = started + readiness.timeout
-    if now >= deadline:
+    last = sight.probed_at if running else sight.looked_at
+    # Judged by a look after the deadline only: after an outage, or a restart, what we remember is too old.
+    if last is not None and last >= deadline:
         return Next(failed=Failed(Step.BOOT, Reason.PENDING_TIMEOUT, _waited_for(sight, readiness, running, addresses)))
     doubt = _missing(vm, sight, provider, now, deadline)
     if doubt is not None:
         return doubt
-    last = sight.probed_at if running else sight.looked_at
-    due = last + look_pause(last - started) if last else now
+    due = min(last + look_pause(last - started), deadline) if last else now
     if now < due:
-        return Next(wake_at=min(due, deadline))
+        return Next(wake_at=due)
     if running and readiness.tcp_socket is not None:
         return Next(Probe(vm, addresses[0], readiness.tcp_socket.port))
     return Next(Look(vm))
@@ -249,7 +256,7 @@ def _destroy(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Ne
     if sight.misses >= PROOFS:
         return Next(wants_listing=True)
     step = vm.step(Step.DESTROY)
-    if step.next_at is not None and now < step.next_at and sight.missed_at is None:
+    if step.next_at is not None and now < step.next_at:
         return Next(wake_at=step.next_at)
     if sight.missed_at is not None:
         due = sight.missed_at + MISS_PAUSE

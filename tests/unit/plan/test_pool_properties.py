@@ -159,11 +159,10 @@ def a_paused_pool_plans_nothing(seen: PoolSnapshot, plan: Plan) -> None:
         return
     assert plan.actions == ()
     assert plan.wake_at is None
-    assert not plan.release
 
 
 def a_deleted_pool_creates_nothing_and_is_released_only_when_nothing_is_left(seen: PoolSnapshot, plan: Plan) -> None:
-    if not seen.pool.deleting or seen.pool.spec.paused:
+    if not seen.pool.deleting:
         assert not plan.release
         return
     assert not of_kind(plan, CreateVM)

@@ -36,7 +36,7 @@ from vmpool.api.conditions import Condition, ConditionType, find
 from vmpool.api.pool import Failure, VMPoolStatus
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.pool import plan_pool
-from vmpool.plan.snapshot import PoolSnapshot, Reason
+from vmpool.plan.snapshot import PoolSnapshot, Reason, StepFacts
 from vmpool.plan.status import MAX_NAMED, creation_note, pool_status, provider_trouble, stalled_reason, unchanged
 
 TERMINAL = frozenset({"InvalidTemplate"})
@@ -350,3 +350,10 @@ def test_counts_go_by_phase_and_a_claim_counts_at_once() -> None:
     found = status(snapshot(*stock, sights={"uid-bad": BROKEN}))
     assert (found.ready_replicas, found.pending_replicas, found.replicas) == (1, 2, 3)
     assert (found.claimed_replicas, found.quarantined_replicas, found.draining_replicas) == (2, 1, 1)
+
+
+def test_what_pending_vms_were_told_is_in_the_sentence() -> None:
+    told = StepFacts("create", reason="ProviderExhausted", message="quota of 3 machines is used up")
+    waiting = [replace(vm(name, Phase.PENDING), machine_id="", steps=(told,)) for name in ("a", "b")]
+    found = status(snapshot(vm("r"), *waiting))
+    assert ready(found).message.endswith("2 could not be created yet: quota of 3 machines is used up")

@@ -178,10 +178,9 @@ def test_the_verdict_on_a_step_is_taken_over() -> None:
 @pytest.mark.parametrize(
     ("sight", "readiness", "why"),
     [
-        (BOOTING, PLAIN, "the machine is Creating, not Running"),
-        (NOTHING_SEEN, PLAIN, "the machine is unseen, not Running"),
-        (replace(RUNNING, addresses=()), PLAIN, "the machine runs but has no address"),
-        (replace(RUNNING, probe_ok=False), PROBED, "nothing answered on TCP port 22 of 10.0.0.1"),
+        (replace(BOOTING, looked_at=NOW), PLAIN, "the machine is Creating, not Running"),
+        (replace(RUNNING, addresses=(), looked_at=NOW), PLAIN, "the machine runs but has no address"),
+        (replace(RUNNING, probe_ok=False, probed_at=NOW), PROBED, "nothing answered on TCP port 22 of 10.0.0.1"),
     ],
 )
 def test_the_timeout_says_what_was_waited_for(sight: Sight, readiness: Readiness, why: str) -> None:
@@ -190,9 +189,25 @@ def test_the_timeout_says_what_was_waited_for(sight: Sight, readiness: Readiness
     assert failed == Failed(Step.BOOT, Reason.PENDING_TIMEOUT, f"not ready within 900 s: {why}")
 
 
+@pytest.mark.parametrize(
+    ("sight", "readiness", "kind"),
+    [
+        (NOTHING_SEEN, PLAIN, Look),
+        (replace(BOOTING, looked_at=ago(minutes=5)), PLAIN, Look),
+        (replace(RUNNING, probe_ok=False, probed_at=None, looked_at=NOW), PROBED, Probe),
+        (replace(RUNNING, probe_ok=False, probed_at=ago(minutes=5), looked_at=NOW), PROBED, Probe),
+    ],
+)
+def test_the_timeout_is_judged_by_a_look_after_it_only(sight: Sight, readiness: Readiness, kind: type) -> None:
+    """After an outage or a restart what is remembered is too old to give a machine up for."""
+    found = step(booting(created_at=ago(minutes=16)), sight, readiness=readiness)
+    assert found.failed is None
+    assert isinstance(found.action, kind)
+
+
 def test_the_timeout_also_speaks_of_an_address_known_from_before() -> None:
     one = booting(created_at=ago(minutes=15), addresses=("10.0.0.7",))
-    failed = step(one, Sight(state="Running", looked_at=NOW), readiness=PROBED).failed
+    failed = step(one, Sight(state="Running", looked_at=NOW, probed_at=NOW), readiness=PROBED).failed
     assert failed is not None
     assert "10.0.0.7" in failed.message
 
@@ -200,7 +215,7 @@ def test_the_timeout_also_speaks_of_an_address_known_from_before() -> None:
 def test_the_timeout_begins_with_the_first_try() -> None:
     one = booting(created_at=ago(hours=2), steps=(StepFacts(Step.CREATE, ago(minutes=14)),))
     assert step(one, replace(BOOTING, looked_at=NOW)).failed is None
-    assert step(one, BOOTING, now=soon(minutes=1)).failed is not None
+    assert step(one, replace(BOOTING, looked_at=soon(minutes=1)), now=soon(minutes=1)).failed is not None
 
 
 @pytest.mark.parametrize("home", [down(), down(reason="IdentityChanged", stalled=True)], ids=lambda home: home.reason)
@@ -403,3 +418,21 @@ def test_destroying_is_never_given_up(error: CallError) -> None:
     assert found.retries == 100
     assert found.next_at is not None
     assert found.next_at - NOW <= RETRY.max_backoff
+
+
+def test_a_destroy_that_was_put_off_waits_also_after_it_was_not_found_once() -> None:
+    done = vm("d", Phase.COMPLETED, steps=(StepFacts(Step.DESTROY, next_at=soon(seconds=9)),))
+    assert step(done, Sight(misses=1, missed_at=ago(minutes=1))) == Next(wake_at=soon(seconds=9))
+
+
+def test_the_pause_after_a_blameless_failure_grows_with_the_time_waited_and_costs_no_attempt() -> None:
+    full = CallError("ProviderExhausted", "quota", blames_vm=False)
+    long_ago = vm("p", steps=(StepFacts(Step.CREATE, started_at=ago(minutes=2)),))
+    entry = after_error(long_ago, Step.CREATE, full, Retry(), NOW)
+    assert isinstance(entry, StepFacts)
+    assert entry.retries == 0
+    assert entry.next_at == soon(minutes=1)
+    ages_ago = vm("p", steps=(StepFacts(Step.CREATE, started_at=ago(days=2)),))
+    entry = after_error(ages_ago, Step.CREATE, full, Retry(), NOW)
+    assert isinstance(entry, StepFacts)
+    assert entry.next_at == NOW + Retry().max_backoff

@@ -1,0 +1,65 @@
+"""What a provider's loop asks before it trusts a far side: credentials from a Secret, whole listings."""
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import Mapping
+from datetime import timedelta
+
+import orjson
+
+from vmpool.api import keys
+from vmpool.engine.facts import ProviderObject
+from vmpool.kube.client import Client
+from vmpool.kube.errors import Forbidden, NotFound
+from vmpool.kube.kinds import SECRETS
+from vmpool.providers.base import Machine, Provider
+from vmpool.providers.errors import InvalidConfig
+
+
+class SecretForbidden(InvalidConfig):
+    """We may not read the Secret that ``spec.secretRef`` names."""
+
+    reason = "SecretForbidden"
+
+
+class SecretNotFound(InvalidConfig):
+    """``spec.secretRef`` names a Secret that is not there."""
+
+    reason = "SecretNotFound"
+
+
+async def read_secret(client: Client, obj: ProviderObject) -> tuple[Mapping[str, str], bool]:
+    """Return the decoded data of the provider's Secret, and whether our finalizer is on it.
+
+    Raises SecretNotFound and SecretForbidden. Without ``spec.secretRef``: nothing, and not held.
+    """
+    if obj.spec.secret_ref is None:
+        return {}, False
+    name = obj.spec.secret_ref.name
+    try:
+        raw = await client.get(SECRETS, obj.namespace, name)
+    except NotFound as error:
+        raise SecretNotFound(f"Secret {name} (spec.secretRef) does not exist in namespace {obj.namespace}") from error
+    except Forbidden as error:
+        raise SecretForbidden(f"Secret {name} (spec.secretRef) may not be read: {error.message}") from error
+    data = {key: base64.b64decode(value).decode(errors="replace") for key, value in (raw.get("data") or {}).items()}
+    return data, keys.FINALIZER_IN_USE in raw["metadata"].get("finalizers", ())
+
+
+def fingerprint(obj: ProviderObject, secret: Mapping[str, str]) -> str:
+    """Tell whether a session was opened with these settings, without keeping the credentials."""
+    raw = orjson.dumps([obj.spec.type, obj.spec.config, dict(secret)], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(raw).hexdigest()
+
+
+async def collect(provider: Provider, patience: timedelta) -> list[Machine]:
+    """Read a whole listing; it counts only when it ended normally. ``patience`` is for each page."""
+    machines: list[Machine] = []
+    pages = aiter(provider.machines())
+    while True:
+        try:
+            async with asyncio.timeout(patience.total_seconds()):
+                machines.append(await anext(pages))
+        except StopAsyncIteration:
+            return machines
