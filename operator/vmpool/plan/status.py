@@ -9,11 +9,11 @@ from datetime import datetime
 
 from vmpool.api import keys
 from vmpool.api.conditions import ConditionType, find, merge, observed
-from vmpool.api.pool import Creation, Failure, VMPoolStatus
+from vmpool.api.pool import Failure, VMPoolStatus
 from vmpool.plan.actions import CreateVM
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.pool import Plan
-from vmpool.plan.snapshot import PoolFacts, PoolSnapshot, ProviderFacts, Step
+from vmpool.plan.snapshot import PoolSnapshot, ProviderFacts, Step
 
 FILLED = "Filled"
 MAX_NAMED = 3
@@ -166,13 +166,3 @@ def _draining(seen: PoolSnapshot) -> str:
         else "their claims are ended (deletionPolicy Force)"
     )
     return f"being deleted: waits for {len(claimed)} claimed VMs until {how}: {named}{more}"
-
-
-def unchanged(pool: PoolFacts, status: VMPoolStatus) -> bool:
-    """Whether writing this status would change nothing."""
-    return pool.status.wire() == status.wire()
-
-
-def creation_note(creation: Creation | None) -> str:
-    """Describe a slow start for the log; empty when creation is not slowed down."""
-    return "" if creation is None else f"window {creation.window} after {creation.failures} failures"
