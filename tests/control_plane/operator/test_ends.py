@@ -96,7 +96,7 @@ async def test_a_deleted_provider_is_drained_and_keeps_its_secret_until_then(
 
 async def _waits_for(stage: Stage, count: int) -> bool:
     found = (await stage.providers.get(stage.provider)).ok()
-    return f"waits until {count} machine" in condition(found, "Ready")["message"]
+    return f"waits until its machines are gone, {count} left" in condition(found, "Ready")["message"]
 
 
 async def _pool_tells(stage: Stage, words: str) -> bool:
