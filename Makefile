@@ -17,7 +17,7 @@ PACKAGES := libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qe
 	busybox-static linux-image-cloud-amd64 pkg-config gcc
 SUITES := tests/contract tests/control_plane tests/crash tests/e2e
 
-.PHONY: help setup system check test test-e2e test-crash demo generate requirements format clean
+.PHONY: help setup system check test test-e2e test-crash demo demo-stop generate requirements format clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ test-crash: setup ## Run the tests that kill the operator.
 
 demo: setup ## Show it: a real API server, the operator, a simulated cloud, pools that fill.
 	$(BIN)/python -m vmpool demo
+
+demo-stop: setup ## End everything that the demo has started.
+	$(BIN)/python -m vmpool demo --stop
 
 generate: setup ## Write the files that are made from the code: CRDs and reference pages.
 	$(BIN)/python -m vmpool.cli.generate

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -265,6 +266,8 @@ async def _check_out(client: Client) -> None:
 
 
 def _say_what_next() -> None:
+    # `make demo` runs in an environment of its own, which is on nobody's PATH.
+    own = "vmpool" if shutil.which("vmpool") else str(Path(sys.executable).parent / "vmpool")
     for what, type_this in (
         ("look", "vmpool dev kubectl get vmp,pvm,vmprov"),
         ("scale", "vmpool dev kubectl scale vmp debian-12 --replicas=30"),
@@ -272,4 +275,4 @@ def _say_what_next() -> None:
         ("describe", "vmpool dev kubectl describe vmp debian-12"),
         ("end it all", "vmpool demo --stop"),
     ):
-        _out.print(f"{what:<12} {type_this}", highlight=False)
+        _out.print(f"{what:<12} {type_this.replace('vmpool', own, 1)}", highlight=False)
