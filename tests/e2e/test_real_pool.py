@@ -1,5 +1,6 @@
 """A pool of real QEMU machines, from ``kubectl apply`` to the last lease: the main job, with nothing simulated."""
 
+import contextlib
 import json
 import urllib.request
 from collections.abc import AsyncIterator
@@ -111,13 +112,20 @@ async def _ready(kubectl: Kubectl, namespace: str, count: int) -> None:
 
 
 def _answers(kubectl: Kubectl, namespace: str) -> dict[str, str]:
-    """What each Ready VM says over TCP, by name: its own host name."""
+    """What each Ready VM that answers says over TCP, by name: its own host name.
+
+    One that does not answer is left out: a guest that died stands as Ready until the next look at it, and how its
+    address fails then (refused, no route, silence) depends on how far its network is taken down.
+    """
     items = json.loads(kubectl("get", "pvm", "-n", namespace, "-o", "json"))["items"]
     found = {}
     for vm in items:
         if vm["status"]["phase"] == "Ready":
             address = vm["status"]["addresses"][0]
-            with urllib.request.urlopen(f"http://{address}:{guests.PORT}/", timeout=10) as answer:
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"http://{address}:{guests.PORT}/", timeout=10) as answer,
+            ):
                 found[vm["metadata"]["name"]] = answer.read().decode().strip()
     assert all(name == said for name, said in found.items()), found
     return found
