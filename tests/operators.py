@@ -7,6 +7,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -31,9 +32,12 @@ STOP_SECONDS = 20
 class Operator:
     """``vmpool operator`` as a process of its own; its log is a file."""
 
+    base: ClassVar = FAST
+    """Settings that every one of these has; those that are given come on top."""
+
     def __init__(self, kubeconfig: Path, folder: Path, **settings: str) -> None:
         self.log = folder / "operator.log"
-        self._environment = {**os.environ, **FAST, "VMPOOL_KUBECONFIG": str(kubeconfig), **settings}
+        self._environment = {**os.environ, **self.base, "VMPOOL_KUBECONFIG": str(kubeconfig), **settings}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -1,0 +1,86 @@
+"""The processes that are measured: the operator as users run it, and the floor as a process of the same kind."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tests import operators
+from tests.waiting import until
+
+START_SECONDS = 60.0
+
+
+class Operator(operators.Operator):
+    """An operator with the settings that users get; only its port is any free one."""
+
+    base: ClassVar = {"VMPOOL_HTTP_PORT": "0"}
+
+    async def said(self, event: str, deadline: float = START_SECONDS) -> None:
+        """Wait until the log has an event of this name."""
+        wanted = f'"{event}"'
+
+        def found() -> bool:
+            assert self.running, f"the operator ended:\n{self.lines()[-3000:]}"
+            return wanted in self.lines()
+
+        await until(found, deadline=deadline, what=f"the operator says {event}")
+
+
+class Floor:
+    """A bare client that does the requests of ours and decides nothing, in a process of its own.
+
+    It says ``ready`` once everything is imported and connected, begins when it is told to, and ends with one line of
+    JSON: its figures.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, task: str, **options: Any) -> "Floor":
+        """Start a task of ``bench.floor`` and wait until it is ready."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "bench.floor",
+            task,
+            json.dumps(options, default=str),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        )
+        made = cls(process)
+        line = await asyncio.wait_for(made._line(), START_SECONDS)
+        assert line == "ready", line
+        return made
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        return self._process.pid
+
+    def go(self) -> None:
+        """Let it begin."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"go\n")
+
+    async def ended(self) -> Mapping[str, float]:
+        """Wait for its end and return its figures."""
+        figures: dict[str, float] = json.loads(await self._line())
+        await self._process.wait()
+        return figures
+
+    async def kill(self) -> None:
+        """End it, whatever it does."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+
+    async def _line(self) -> str:
+        assert self._process.stdout is not None
+        return (await self._process.stdout.readline()).decode().strip()
