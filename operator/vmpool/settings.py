@@ -37,8 +37,12 @@ class Settings(BaseSettings):
     """Not renewed for so long, the process ends: well before a rival may begin."""
     lease_retry_seconds: float = Field(default=2.0, ge=0.1, le=60.0)
     """Between two renewals."""
-    round_pause_seconds: float = Field(default=0.05, ge=0.0, le=10.0)
+    round_pause_seconds: float = Field(default=0.005, ge=0.0, le=10.0)
     """Least time between two rounds of one object: events that come together are decided on together."""
+    round_share: float = Field(default=0.1, gt=0.0, le=1.0)
+    """Most of one core that the rounds of one object take: large pools are looked at less often than small ones."""
+    round_pause_longest_seconds: float = Field(default=0.25, ge=0.0, le=10.0)
+    """Longest pause that the share makes between two rounds, however much there is to decide."""
     resync_seconds: float = Field(default=300.0, ge=1.0, le=86_400.0)
     """Longest time between two rounds of one object, whatever happens."""
     error_pause_seconds: float = Field(default=0.5, ge=0.01, le=60.0)
@@ -47,6 +51,8 @@ class Settings(BaseSettings):
     """Longest such pause."""
     status_pause_seconds: float = Field(default=1.0, ge=0.0, le=60.0)
     """Least time between two status writes of one pool while only its counts change."""
+    machines_pause_seconds: float = Field(default=5.0, ge=0.0, le=600.0)
+    """The same for a provider, whose count of machines nobody waits for."""
     probe_timeout_seconds: float = Field(default=2.0, ge=0.1, le=60.0)
     """How long a TCP probe waits for its connection."""
     probes_in_flight: int = Field(default=64, ge=1, le=1000)

@@ -1,7 +1,9 @@
-"""Effects in flight: one per VM at a time, started by a round, reported by a wake."""
+"""Effects in flight: one per VM at a time, started by a round, reported by a wake when they brought news."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Protocol
 
 from vmpool.engine.lane import LaneClosed
 from vmpool.kube.errors import Conflict, KubeError, NotFound
@@ -16,40 +18,59 @@ LOOK_AGAIN = (Conflict, NotFound, LaneClosed)
 """Answers that mean: the world is not what was decided on. The next round decides anew."""
 
 
+class Waker(Protocol):
+    """Whom to tell that an effect has ended."""
+
+    def wake(self) -> None:
+        """Ask for a round soon."""
+
+    def wake_within(self, seconds: float) -> None:
+        """Ask for a round at most this much later."""
+
+
+Work = Callable[[], Awaitable[timedelta | None]]
+"""An effect: None when it brought news, else how long the next look at its object may wait."""
+
+
 class Doing:
     """The running effects of one loop, by a key (a VM's uid) that only one effect may hold at a time.
 
     Bounded by the plan: one effect a VM, and creates within the pool's limits.
     """
 
-    def __init__(self, wake: Callable[[], None], metrics: Metrics, error_pause: float) -> None:
-        self._wake = wake
+    def __init__(self, waker: Waker, metrics: Metrics, error_pause: float) -> None:
+        self._waker = waker
         self._metrics = metrics
         self._error_pause = error_pause
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[timedelta | None]] = {}
 
     @property
     def keys(self) -> frozenset[str]:
         """Return the keys that are held now."""
         return frozenset(self._tasks)
 
-    def start(self, key: str, action: Action, work: Callable[[], Awaitable[None]]) -> None:
+    def start(self, key: str, action: Action, work: Work) -> None:
         """Start an effect; a key that is held already is a mistake of the caller."""
         assert key not in self._tasks, f"{key} is busy"
         task = asyncio.create_task(self._run(action, work), name=f"{type(action).__name__}/{key}")
         self._tasks[key] = task
-        task.add_done_callback(lambda _: self._finished(key))
+        task.add_done_callback(lambda done: self._finished(key, done))
 
-    def _finished(self, key: str) -> None:
+    def _finished(self, key: str, task: "asyncio.Task[timedelta | None]") -> None:
         self._tasks.pop(key, None)
-        self._wake()
+        calm = None if task.cancelled() else task.result()
+        if calm is None:
+            self._waker.wake()
+        else:
+            self._waker.wake_within(calm.total_seconds())
 
-    async def _run(self, action: Action, work: Callable[[], Awaitable[None]]) -> None:
+    async def _run(self, action: Action, work: Work) -> timedelta | None:
         name = type(action).__name__
         outcome = "ok"
+        calm = None
         with self._metrics.in_flight.labels(name).track_inprogress():
             try:
-                await work()
+                calm = await work()
             except LOOK_AGAIN as error:
                 outcome = "look_again"
                 log.info("effect_refused", action=name, error=str(error))
@@ -62,6 +83,7 @@ class Doing:
                 log.error("effect_broken", action=name, error=str(error), exc_info=error)
                 await asyncio.sleep(self._error_pause)
         self._metrics.effects.labels(name, outcome).inc()
+        return calm
 
     async def stop(self, grace: float) -> None:
         """Let what is in flight end, at most for ``grace`` seconds, then cancel it."""

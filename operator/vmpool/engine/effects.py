@@ -5,15 +5,17 @@ plan sees and goes on from.
 """
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from vmpool.api import keys
 from vmpool.api.meta import MIB_PER_GIB, format_time, mebibytes
-from vmpool.api.pool import Retry, Template
+from vmpool.api.pool import Readiness, Retry, Template
 from vmpool.api.vm import MAX_ADDRESSES
 from vmpool.engine import writes
+from vmpool.engine.durations import Durations
 from vmpool.engine.lane import LaneClosed, Slots, Urgency
 from vmpool.engine.world import ProviderView, World
 from vmpool.plan.actions import (
@@ -30,8 +32,10 @@ from vmpool.plan.actions import (
     VMAction,
 )
 from vmpool.plan.lifecycle import Phase
+from vmpool.plan.looks import look_pause, tick
 from vmpool.plan.snapshot import VM, Failed, Step
-from vmpool.plan.vm import ENDED_MACHINE_GONE, CallError, after_error
+from vmpool.plan.sweep import NO_READINESS
+from vmpool.plan.vm import ENDED_MACHINE_GONE, CallError, after_error, boot_began
 from vmpool.providers.base import Deletion, Machine, MachineRequest, MachineState, Provider
 from vmpool.providers.errors import CredentialsRefused, Exhausted, MachineNotFound, ProviderError, Throttled
 
@@ -51,24 +55,26 @@ class Effects:
         *,
         retry: Retry,
         template: Template | None = None,
-        ready_without_probe: bool = False,
+        readiness: Readiness = NO_READINESS,
+        durations: Durations | None = None,
     ) -> None:
         self.world = world
         self.retry = retry
         self.template = template
-        self.ready_without_probe = ready_without_probe
+        self.readiness = readiness
+        self.durations = durations or Durations()
         self.urgency = Urgency.REFILL
 
-    async def run(self, action: VMAction) -> None:  # one line an action is the clearest table
-        """Carry out an action for a VM that exists."""
+    async def run(self, action: VMAction) -> timedelta | None:  # one line an action is the clearest table
+        """Carry out an action for a VM that exists. Return None for news, else how long the next look may wait."""
         now = self.world.now()
         match action:
             case EnsureMachine(vm):
                 await self._ensure(vm)
             case Look(vm):
-                await self._look(vm)
+                return await self._look(vm)
             case Probe(vm, address, port):
-                await self._probe(vm, address, port)
+                return await self._probe(vm, address, port)
             case MarkReady(vm, addresses):
                 await self._ready(vm, addresses, now)
             case MarkClaimed(vm):
@@ -85,9 +91,10 @@ class Effects:
                     changes["conditions"] = [writes.machine_gone(vm, message, now)]
                 await writes.write_status(self.world, vm, changes, decided=True)
             case DestroyMachine(vm):
-                await self._destroy(vm)
+                return await self._destroy(vm)
             case Forget(vm):
                 await writes.forget(self.world, vm)
+        return None
 
     def _view(self, vm: VM) -> ProviderView:
         view = self.world.views.get((vm.namespace, vm.provider))
@@ -116,7 +123,8 @@ class Effects:
         }
         if machine.addresses:
             changes["addresses"] = list(machine.addresses[:MAX_ADDRESSES])
-        if self.ready_without_probe and machine.state is MachineState.RUNNING and machine.addresses and not vm.adopt:
+        without_probe = self.readiness.tcp_socket is None
+        if without_probe and machine.state is MachineState.RUNNING and machine.addresses and not vm.adopt:
             changes |= writes.into_phase(Phase.READY, now) | {"readyAt": format_time(now)}
         await writes.write_status(self.world, vm, changes, decided="phase" in changes)
 
@@ -131,24 +139,38 @@ class Effects:
         assert self.template is not None, "only a pool asks for machines"
         return await provider.ensure(machine_request(vm, self.template, tags))
 
-    async def _look(self, vm: VM) -> None:
+    async def _look(self, vm: VM) -> timedelta | None:
         asked = self.world.now()
+        before = self.world.sights.of(vm.uid)
         try:
             machine = await self._call(vm, "get", Slots.OBSERVE, Urgency.REFILL, lambda p: p.get(vm.machine_id))
         except MachineNotFound:
             self._missed(vm)
-            return
+            return None
         self.world.sights.saw(vm.uid, machine, asked)
+        waited = asked - boot_began(vm)
+        after = self.world.sights.of(vm.uid)
+        if after.state == MachineState.RUNNING != before.state and vm.phase == Phase.PENDING:
+            self.durations.took(vm.provider, Step.BOOT, waited)
+        unchanged = (before.state, before.addresses, before.misses) == (after.state, after.addresses, 0)
+        return look_pause(waited, self._expected(vm, Step.BOOT)) if unchanged else None
+
+    def _expected(self, vm: VM, step: Step) -> timedelta | None:
+        return self.durations.expected.get((vm.provider, step))
 
     def _missed(self, vm: VM) -> None:
         """Note that it was not found, at the time of the answer: only a listing that begins later proves more."""
         self.world.sights.missed(vm.uid, self.world.now())
         self._view(vm).want_listing()
 
-    async def _probe(self, vm: VM, address: str, port: int) -> None:
+    async def _probe(self, vm: VM, address: str, port: int) -> timedelta | None:
         async with self.world.probes:
             ok = await answers(address, port, self.world.settings.probe_timeout_seconds)
-        self.world.sights.probed(vm.uid, ok=ok, now=self.world.now())
+        now = self.world.now()
+        self.world.sights.probed(vm.uid, ok=ok, now=now)
+        if vm.phase == Phase.PENDING:
+            return None if ok else look_pause(now - boot_began(vm))
+        return tick(self.readiness.interval) if ok else None
 
     async def _ready(self, vm: VM, addresses: tuple[str, ...], now: datetime) -> None:
         changes: dict[str, object] = {"addresses": list(addresses)}
@@ -158,16 +180,16 @@ class Effects:
             changes |= {"readyAt": format_time(now), "steps": writes.ledger(vm, boot)}
         await writes.write_status(self.world, vm, changes, decided=True)
 
-    async def _destroy(self, vm: VM) -> None:
+    async def _destroy(self, vm: VM) -> timedelta | None:
         try:
             if vm.machine_id or vm.adopt:
-                await self._delete(vm, vm.machine_id or vm.adopt)
-            else:
-                await self._find(vm)
+                return await self._delete(vm, vm.machine_id or vm.adopt)
+            await self._find(vm)
         except ProviderError as error:
             await self._failed_call(vm, Step.DESTROY, error)
+        return None
 
-    async def _delete(self, vm: VM, machine_id: str) -> None:
+    async def _delete(self, vm: VM, machine_id: str) -> timedelta | None:
         async def work(provider: Provider) -> Deletion:
             return await provider.delete(machine_id)
 
@@ -176,10 +198,15 @@ class Effects:
         except MachineNotFound:
             # Not ours any more, if it ever was: nothing to delete, and the listing will prove it.
             how_far = Deletion.GONE
+        now = self.world.now()
+        asked = self.world.sights.of(vm.uid).deletion_asked_at
         if how_far is Deletion.GONE:
+            if asked is not None and not self.world.sights.of(vm.uid).misses:
+                self.durations.took(vm.provider, Step.DESTROY, now - asked)
             self._missed(vm)
-        else:
-            self.world.sights.deleting(vm.uid, self.world.now())
+            return None
+        self.world.sights.deleting(vm.uid, now)
+        return look_pause(now - (asked or now), self._expected(vm, Step.DESTROY))
 
     async def _find(self, vm: VM) -> None:
         """Look for a machine whose id was never recorded: the create may have happened without us hearing of it."""
@@ -225,11 +252,15 @@ def machine_request(vm: VM, template: Template, tags: dict[str, str]) -> Machine
 
 
 async def answers(address: str, port: int, timeout: float) -> bool:
-    """Say whether a TCP connection is accepted in time."""
-    try:
-        async with asyncio.timeout(timeout):
-            _, writer = await asyncio.open_connection(address, port)
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
+    """Say whether a TCP connection is accepted in time.
+
+    A bare socket: streams and their buffers are for talking, and cost four times as much.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.setblocking(False)
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.get_running_loop().sock_connect(probe, (address, port))
+        except (OSError, TimeoutError):
+            return False
     return True

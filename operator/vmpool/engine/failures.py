@@ -24,11 +24,13 @@ class Failures:
         self._digest = pool.status.template_digest
         self._owed: dict[str, tuple[int, datetime]] = {}
 
-    def template_is(self, digest: str) -> None:
-        """A changed template begins with a clean slate: what the old one failed with says nothing about it."""
-        if digest != self._digest:
-            self._digest = digest
-            self.creation = None
+    def template_is(self, digest: str) -> bool:
+        """Say whether the template is another one: it begins with a clean slate, whatever the old one failed with."""
+        if digest == self._digest:
+            return False
+        self._digest = digest
+        self.creation = None
+        return True
 
     def add(self, world: World, pool: PoolFacts, failure: Failure, *, owed: bool = True) -> bool:
         """Remember a failure and make it known; False when it was known already. ``owed``: its place is empty now."""

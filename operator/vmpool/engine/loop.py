@@ -2,9 +2,11 @@
 
 import asyncio
 import time
+import types
 from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Generator
 from datetime import UTC, datetime
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from vmpool.settings import Settings
 from vmpool.telemetry import logs
@@ -12,12 +14,15 @@ from vmpool.telemetry.metrics import Metrics
 
 log = logs.get(__name__)
 
+T = TypeVar("T")
+
 
 class Loop(ABC):
     """Runs ``round`` when woken, when a moment has come, and at the latest after the resync time.
 
-    A thousand wakes during a round are one more round. An unforeseen error is logged, counted and answered by a
-    growing pause: one object's trouble never ends another's loop.
+    A thousand wakes during a round are one more round, and what rounds cost decides how often they are made: a small
+    pool answers within milliseconds, a large one never takes more than its share of the processor. An unforeseen
+    error is logged, counted and answered by a growing pause: one object's trouble never ends another's loop.
     """
 
     kind: ClassVar[str]
@@ -27,11 +32,25 @@ class Loop(ABC):
         self.metrics = metrics
         self._woken = asyncio.Event()
         self._woken.set()
+        self._calm: asyncio.TimerHandle | None = None
         self._failures = 0
 
     def wake(self) -> None:
         """Ask for a round soon."""
         self._woken.set()
+
+    def wake_within(self, seconds: float) -> None:
+        """Ask for a round at most this much later: there is nothing new, only something to look at again."""
+        loop = asyncio.get_running_loop()
+        if self._woken.is_set() or (self._calm is not None and self._calm.when() <= loop.time() + seconds):
+            return
+        self._rest()
+        self._calm = loop.call_later(seconds, self.wake)
+
+    def _rest(self) -> None:
+        calm, self._calm = self._calm, None
+        if calm is not None:
+            calm.cancel()
 
     @abstractmethod
     async def round(self, now: datetime) -> datetime | None:
@@ -46,15 +65,16 @@ class Loop(ABC):
         try:
             while True:
                 self._woken.clear()
-                began = time.monotonic()
-                pause = await self._one_round()
-                spent = time.monotonic() - began
-                self.metrics.round_seconds.labels(self.kind).observe(spent)
-                await asyncio.sleep(self.settings.round_pause_seconds)
+                self._rest()
+                work = Work()
+                pause = await work.of(self._one_round())
+                self.metrics.round_seconds.labels(self.kind).observe(work.seconds)
+                await asyncio.sleep(round_pause(work.seconds, self.settings))
                 await self._wait(pause)
         except Done:
             pass
         finally:
+            self._rest()
             await self.closed()
 
     async def _one_round(self) -> float:
@@ -85,6 +105,38 @@ class Loop(ABC):
                 await self._woken.wait()
         except TimeoutError:
             pass
+
+
+class Work:
+    """Measures what a coroutine itself takes of the processor: the time between its waits, and not the waits."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @types.coroutine
+    def of(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Run a coroutine and return its result, as if it were awaited."""
+        answer: Any = None
+        error: BaseException | None = None
+        while True:
+            began = time.perf_counter()
+            try:
+                waits_for = coroutine.send(answer) if error is None else coroutine.throw(error)
+            except StopIteration as end:
+                return cast("T", end.value)
+            finally:
+                self.seconds += time.perf_counter() - began
+            answer, error = None, None
+            try:
+                answer = yield waits_for
+            except BaseException as raised:  # noqa: BLE001 - a cancellation too is for the coroutine to hear
+                error = raised
+
+
+def round_pause(spent: float, settings: Settings) -> float:
+    """Return the pause after a round that took ``spent`` seconds of work: rounds get their share of one core."""
+    share = spent * (1.0 / settings.round_share - 1.0)
+    return min(max(settings.round_pause_seconds, share), settings.round_pause_longest_seconds)
 
 
 class Done(Exception):

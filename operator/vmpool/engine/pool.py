@@ -8,6 +8,7 @@ from vmpool.api.conditions import ConditionType, find
 from vmpool.api.pool import Failure, VMPoolStatus, template_digest
 from vmpool.engine import writes
 from vmpool.engine.doing import Doing
+from vmpool.engine.durations import Durations
 from vmpool.engine.effects import Effects
 from vmpool.engine.failures import Failures, failure_in
 from vmpool.engine.lane import Urgency
@@ -19,7 +20,7 @@ from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
 from vmpool.plan.actions import Action, CreateVM, EndClaim
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.pool import Plan, plan_pool
-from vmpool.plan.snapshot import PoolFacts, PoolSnapshot, ProviderFacts
+from vmpool.plan.snapshot import Outlook, PoolFacts, PoolSnapshot, ProviderFacts
 from vmpool.plan.status import pool_status, stalled_reason
 from vmpool.providers.errors import InvalidConfig, InvalidTemplate, Terminal
 from vmpool.telemetry import logs
@@ -42,7 +43,9 @@ class PoolLoop(Loop):
         self.name = f"{pool.namespace}/{pool.name}"
         self.pool = pool
         self.failures = Failures(pool)
-        self.doing = Doing(self.wake, world.metrics, world.settings.error_pause_seconds)
+        self.durations = Durations()
+        self._since = world.now()
+        self.doing = Doing(self, world.metrics, world.settings.error_pause_seconds)
         self._creating: dict[str, str] = {}
         self._creates = 0
         self._status_lock = asyncio.Lock()
@@ -67,8 +70,11 @@ class PoolLoop(Loop):
             await self._hold(keep=True)
             pool = self.pool
         seen = self._snapshot(pool, now)
-        self.failures.template_is(seen.digest)
+        if self.failures.template_is(seen.digest):
+            self.durations.forget()
         plan = plan_pool(seen, now)
+        if self._plan is None:
+            log.info("first_plan", pool=self.name, vms=len(seen.vms))
         self._plan = (seen, plan)
         self._start(seen, plan)
         for name in plan.wants_listing:
@@ -105,6 +111,7 @@ class PoolLoop(Loop):
             busy=self.doing.keys,
             creating=tuple(self._creating.values()),
             creation=self.failures.creation,
+            outlook=Outlook(self._since, self.durations.expected),
             owed=self.failures.owed(vms, now),
         )
 
@@ -125,7 +132,8 @@ class PoolLoop(Loop):
             self.world,
             retry=spec.retry,
             template=spec.template,
-            ready_without_probe=spec.readiness.tcp_socket is None,
+            readiness=spec.readiness,
+            durations=self.durations,
         )
         effects.urgency = Urgency.REFILL if plan.counts.ready else Urgency.EMPTY_POOL
         for action in plan.actions:
@@ -137,12 +145,12 @@ class PoolLoop(Loop):
     def _act(self, effects: Effects, action: Action) -> None:
         assert not isinstance(action, CreateVM)
 
-        async def work() -> None:
+        async def work() -> timedelta | None:
             failure = failure_in(action, self.world.now())
             if failure is not None:
                 # What a claim had has its successor since the claim: nothing is owed for it.
                 await self._record_failure(failure, owed=not isinstance(action, EndClaim))
-            await effects.run(action)
+            return await effects.run(action)
 
         self.doing.start(action.vm.uid, action, work)
 

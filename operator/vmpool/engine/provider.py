@@ -1,5 +1,6 @@
 """The loop of one VMProvider: open and verify the far side, list its machines, hold what must not be deleted."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from vmpool.api import keys
@@ -74,7 +75,7 @@ class ProviderLoop(Loop):
         """Return what a planner needs to know now. A changed spec is not trusted before it is verified."""
         obj = self.world.provider(self.uid) or self.obj
         reachable = self.verdict.verified and self.lane.open and self._verified_generation == obj.generation
-        taken = len(self.world.vms_of_provider(self.key)) + self.world.creating.get(self.key, 0)
+        taken = self.world.taken(self.key)
         held = obj.held and (obj.spec.secret_ref is None or self._secret_held)
         recorded = obj.status.identity == self._identity and bool(self._identity)
         reason, message = self.verdict.reason, self.verdict.message
@@ -124,11 +125,11 @@ class ProviderLoop(Loop):
         self._counts_wait = False
         await self._settle(now)
         if self._counts_wait:
-            due = min(due, now + timedelta(seconds=self.settings.status_pause_seconds))
+            due = min(due, now + timedelta(seconds=self.settings.machines_pause_seconds))
         after = self.facts()
         if (before.usable, before.reachable, before.reason) != (after.usable, after.reachable, after.reason):
             log.info("provider_verdict", provider=str(self), reason=after.reason, why=after.message)
-        if before != after:
+        if _news_for_pools(before, after):
             self._wake_pools()
         if self.lane.breaker.open_until is not None and self.lane.breaker.state is not Circuit.CLOSED:
             due = min(due, max(self.lane.breaker.open_until, now + timedelta(milliseconds=100)))
@@ -201,7 +202,7 @@ class ProviderLoop(Loop):
             identity = await self._ask_identity_first(session)
         else:
             identity = await self.lane.call("identity", Slots.OBSERVE, Urgency.REFILL, lambda p: p.identity())
-        vms = len(self.world.vms_of_provider(self.key)) + self.world.creating.get(self.key, 0)
+        vms = self.world.taken(self.key)
         verdict = identity_verdict(obj.status.identity, identity, vms)
         self.verdict = verdict
         self._identity, self._identified = identity, True
@@ -269,7 +270,7 @@ class ProviderLoop(Loop):
             generation=obj.generation,
             deleting=obj.deleting,
             paused=obj.spec.paused,
-            vms=len(self.world.vms_of_provider(self.key)) + self.world.creating.get(self.key, 0),
+            vms=self.world.taken(self.key),
             referenced=any(not pool.deleting for pool in self.world.pools_naming(self.key)),
             verdict=self.verdict,
             breaker=self.lane.breaker.at(self.world.now()),
@@ -342,7 +343,7 @@ class ProviderLoop(Loop):
         changes = writes.status_changes(self.obj.status, status)
         if not changes:
             return
-        pause = timedelta(seconds=self.settings.status_pause_seconds)
+        pause = timedelta(seconds=self.settings.machines_pause_seconds)
         if now is not None and changes.keys() == {"machines"} and self._status_at and now < self._status_at + pause:
             self._counts_wait = True
             return
@@ -362,3 +363,8 @@ class ProviderLoop(Loop):
         if new is not None and (old is None or old.reason != new.reason):
             ref = ObjectRef.of(VMPROVIDERS, *self.key, self.uid)
             self.world.events.emit(ref, "Warning", new.reason, new.message)
+
+
+def _news_for_pools(before: ProviderFacts, after: ProviderFacts) -> bool:
+    """Say whether a pool may decide differently now; how much room is left matters only where there was none."""
+    return replace(before, room=bool(before.room)) != replace(after, room=bool(after.room))

@@ -31,7 +31,7 @@ class SweepLoop(Loop):
     def __init__(self, world: World) -> None:
         super().__init__(world.settings, world.metrics)
         self.world = world
-        self.doing = Doing(self.wake, world.metrics, world.settings.error_pause_seconds)
+        self.doing = Doing(self, world.metrics, world.settings.error_pause_seconds)
         self._gone: set[str] = set()
         """uids of pools that the server itself said are gone; a uid never comes back."""
         self._effects = Effects(world, retry=Retry())

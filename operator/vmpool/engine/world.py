@@ -89,6 +89,10 @@ class World:
         """Return all VMs whose machines are made by this provider, whatever their pool."""
         return tuple(entry.fact for entry in self.vms.by_index(BY_PROVIDER, key) if entry.fact is not None)
 
+    def taken(self, key: Key) -> int:
+        """Return how many machines this provider has been or is being asked for."""
+        return self.vms.count(BY_PROVIDER, key) + self.creating.get(key, 0)
+
     def pools_naming(self, key: Key) -> list[PoolFacts]:
         """Return the pools that name this provider."""
         namespace, name = key

@@ -147,6 +147,10 @@ class Mirror(Generic[T]):
         """The objects for which this index gives ``value``; as many steps as there are of them."""
         return self._store.by_index(index, value)
 
+    def count(self, index: str, value: Hashable) -> int:
+        """How many objects ``by_index`` would return; one step."""
+        return self._store.count(index, value)
+
     @property
     def broken(self) -> Mapping[str, str]:
         """Why an object has no fact, by uid."""

@@ -102,6 +102,10 @@ class Store(Generic[T]):
         """The objects for which this index gives ``value``; as many steps as there are of them."""
         return tuple(self._indexed[self._index_names[index]].get(value, {}).values())
 
+    def count(self, index: str, value: Hashable) -> int:
+        """How many objects ``by_index`` would return; one step."""
+        return len(self._indexed[self._index_names[index]].get(value, ()))
+
     def event(self, kind: str, obj: Json) -> list[Change[T]]:
         """Learn from a watch event; the watch tells every change once, in order."""
         version = version_of(obj)

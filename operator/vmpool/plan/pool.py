@@ -99,7 +99,7 @@ def _provider(seen: PoolSnapshot, vm: VM) -> ProviderFacts:
 
 
 def _next(seen: PoolSnapshot, vm: VM, now: datetime) -> Next:
-    return next_step(vm, seen.sight(vm), _provider(seen, vm), seen.pool.spec.readiness, now)
+    return next_step(vm, seen.sight(vm), _provider(seen, vm), seen.pool.spec.readiness, now, seen.outlook)
 
 
 def _stale_reason(

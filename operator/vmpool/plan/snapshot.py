@@ -6,11 +6,13 @@ far more often than checked (the API server has checked them already).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from vmpool.api.pool import Creation, VMPoolSpec, VMPoolStatus
 from vmpool.plan.lifecycle import Phase
+
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class Step(StrEnum):
@@ -176,6 +178,19 @@ NOTHING_SEEN = Sight()
 
 
 @dataclass(frozen=True, slots=True)
+class Outlook:
+    """What this process has learned about when to look. Kept in memory only."""
+
+    since: datetime = LONG_AGO
+    """When it began to look: what came before is not made up for all at once."""
+    expected: Mapping[tuple[str, Step], timedelta] = field(default_factory=dict)
+    """How long a step takes at a provider lately, by the provider's name and the step."""
+
+
+NO_OUTLOOK = Outlook()
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderFacts:
     """What a pool needs to know of a provider."""
 
@@ -230,6 +245,7 @@ class PoolSnapshot:
     creation: Creation | None = None
     owed: tuple[tuple[str, int], ...] = ()
     """Request id and retry count of failed VMs that have no successor yet, oldest first."""
+    outlook: Outlook = NO_OUTLOOK
     waiting: int = 0
     """VMs that waiting claims ask for on top."""
 

@@ -22,13 +22,19 @@ from vmpool.plan.actions import (
     VMAction,
 )
 from vmpool.plan.lifecycle import Phase
-from vmpool.plan.snapshot import VM, Failed, ProviderFacts, Reason, Sight, Step, StepFacts
+from vmpool.plan.looks import look_pause, next_turn
+from vmpool.plan.snapshot import (
+    NO_OUTLOOK,
+    VM,
+    Failed,
+    Outlook,
+    ProviderFacts,
+    Reason,
+    Sight,
+    Step,
+    StepFacts,
+)
 
-LOOK_FIRST: Final = timedelta(milliseconds=150)
-"""Shortest pause between two looks at a machine that is changing."""
-LOOK_LONGEST: Final = timedelta(seconds=5)
-LOOK_SHARE: Final = 0.2
-"""The pause grows with the time already waited: at most this share is added by looking too late."""
 MISS_PAUSE: Final = timedelta(seconds=1)
 """Between two looks for a machine that was not found, so that they are two proofs and not one."""
 BLAMELESS_SHARE: Final = 0.5
@@ -56,18 +62,25 @@ class Next:
 WAIT: Final = Next()
 
 
-def next_step(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness, now: datetime) -> Next:
+def next_step(
+    vm: VM,
+    sight: Sight,
+    provider: ProviderFacts,
+    readiness: Readiness,
+    now: datetime,
+    outlook: Outlook = NO_OUTLOOK,
+) -> Next:
     """Return the next step of a VM that the pool wants to keep, or that is on its way out."""
     if vm.phase == Phase.COMPLETED:
-        return _destroy(vm, sight, provider, now)
+        return _destroy(vm, sight, provider, now, outlook.expected.get((vm.provider, Step.DESTROY)))
     if vm.claim is not None:
         return _claimed(vm, sight, provider, now)
     if vm.deleting:
         return Next(Complete(vm, Reason.DELETED, "the PooledVM was deleted"))
     if vm.phase == Phase.PENDING:
-        return _pending(vm, sight, provider, readiness, now)
+        return _pending(vm, sight, provider, readiness, now, outlook.expected.get((vm.provider, Step.BOOT)))
     if vm.phase == Phase.READY:
-        return _ready(vm, sight, provider, readiness, now)
+        return _ready(vm, sight, provider, readiness, now, outlook.since)
     if vm.phase == Phase.QUARANTINED:
         return _quarantined(vm, now)
     return WAIT
@@ -83,11 +96,6 @@ def machine_gone(sight: Sight, provider: ProviderFacts) -> bool:
         and provider.listed_at > sight.missed_at
         and sight.unlisted
     )
-
-
-def look_pause(waited: timedelta) -> timedelta:
-    """Return the pause between two looks at a machine that has been changing for this long."""
-    return min(max(LOOK_FIRST, waited * LOOK_SHARE), LOOK_LONGEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +169,14 @@ def _claimed(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Ne
     return doubt if doubt is not None else Next(wake_at=claim.expires_at)
 
 
-def _pending(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness, now: datetime) -> Next:
+def _pending(
+    vm: VM,
+    sight: Sight,
+    provider: ProviderFacts,
+    readiness: Readiness,
+    now: datetime,
+    expected: timedelta | None,
+) -> Next:
     if sight.failure is not None:
         return Next(failed=sight.failure)
     if not vm.machine_id:
@@ -175,7 +190,7 @@ def _pending(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness
         return Next(failed=Failed(Step.BOOT, Reason.MACHINE_GONE, f"machine {vm.machine_id} is gone"))
     if sight.state == "Failed":
         return Next(failed=Failed(Step.BOOT, Reason.MACHINE_FAILED, sight.message or "the machine failed to start"))
-    started = vm.step(Step.CREATE).started_at or vm.created_at
+    started = boot_began(vm)
     addresses = sight.addresses or vm.addresses
     running = sight.state == "Running" and bool(addresses)
     if running and (readiness.tcp_socket is None or sight.probe_ok):
@@ -188,12 +203,17 @@ def _pending(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness
     doubt = _missing(vm, sight, provider, now, deadline)
     if doubt is not None:
         return doubt
-    due = min(last + look_pause(last - started), deadline) if last else now
+    due = min(last + look_pause(last - started, None if running else expected), deadline) if last else now
     if now < due:
         return Next(wake_at=due)
     if running and readiness.tcp_socket is not None:
         return Next(Probe(vm, addresses[0], readiness.tcp_socket.port))
     return Next(Look(vm))
+
+
+def boot_began(vm: VM) -> datetime:
+    """Return the moment from which a machine's time to become usable is counted."""
+    return vm.step(Step.CREATE).started_at or vm.created_at
 
 
 def _waited_for(sight: Sight, readiness: Readiness, running: bool, addresses: tuple[str, ...]) -> str:
@@ -206,7 +226,7 @@ def _waited_for(sight: Sight, readiness: Readiness, running: bool, addresses: tu
     return f"not ready within {readiness.timeout.total_seconds():g} s: {what}"
 
 
-def _ready(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness, now: datetime) -> Next:
+def _ready(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness, now: datetime, since: datetime) -> Next:
     if not provider.reachable:
         return WAIT
     if sight.failure is not None:
@@ -223,20 +243,17 @@ def _ready(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness, 
         return Next(MarkReady(vm, sight.addresses))
     if readiness.tcp_socket is None or not vm.addresses:
         return WAIT
-    return _probe_again(vm, sight, readiness, now)
+    return _probe_again(vm, sight, readiness, now, since)
 
 
-def _probe_again(vm: VM, sight: Sight, readiness: Readiness, now: datetime) -> Next:
+def _probe_again(vm: VM, sight: Sight, readiness: Readiness, now: datetime, since: datetime) -> Next:
     assert readiness.tcp_socket is not None
     port = readiness.tcp_socket.port
     if sight.probe_failures >= readiness.failure_threshold:
         why = f"{sight.probe_failures} probes in a row of TCP port {port} at {vm.addresses[0]} were not answered"
         return Next(failed=Failed(Step.PROBE, Reason.NOT_ANSWERING, why))
-    # Spread over the interval, so that VMs made together are not probed together for ever.
-    spread = (
-        readiness.interval * (1.0 - 0.5 * backoff.fraction(vm.uid)) if sight.probed_at is None else readiness.interval
-    )
-    due = (sight.probed_at or vm.since) + spread
+    last = sight.probed_at or max(vm.since, since)
+    due = next_turn(last, readiness.interval, backoff.fraction(vm.uid))
     return Next(Probe(vm, vm.addresses[0], port)) if now >= due else Next(wake_at=due)
 
 
@@ -246,7 +263,7 @@ def _quarantined(vm: VM, now: datetime) -> Next:
     return Next(wake_at=vm.expires_at)
 
 
-def _destroy(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Next:
+def _destroy(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime, expected: timedelta | None) -> Next:
     """Delete until gone, prove it, forget the object: in this order, however often we are killed in between."""
     vanishing = vm.deleting and not vm.held
     if vanishing or not provider.reachable:
@@ -261,7 +278,7 @@ def _destroy(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Ne
     if sight.missed_at is not None:
         due = sight.missed_at + MISS_PAUSE
     elif sight.state == "Deleting" and sight.looked_at is not None:
-        due = sight.looked_at + look_pause(sight.looked_at - (sight.deletion_asked_at or vm.since))
+        due = sight.looked_at + look_pause(sight.looked_at - (sight.deletion_asked_at or vm.since), expected)
     else:
         due = now
     return Next(DestroyMachine(vm)) if now >= due else Next(wake_at=due)

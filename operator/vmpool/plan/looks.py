@@ -1,0 +1,59 @@
+"""Decide when to look at a machine again: often where news is near, seldom where it is not.
+
+What is routine falls on a common grid, so that a thousand VMs cost a pool a few rounds a minute and not a thousand.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+LOOK_FIRST: Final = timedelta(milliseconds=150)
+"""Shortest pause between two looks at a machine that is changing, while nobody knows how long that takes."""
+LOOK_LONGEST: Final = timedelta(seconds=5)
+"""Longest such pause: what fails early is noticed early."""
+LOOK_SHARE: Final = 0.2
+"""The pause grows with the time already waited: at most this share is added by looking too late."""
+FINE_FIRST: Final = timedelta(milliseconds=30)
+"""Shortest pause around the time at which the machine should be done."""
+FINE_SHARE: Final = 0.04
+"""Of the expected time, the pause around it."""
+FINE_UNTIL: Final = 1.2
+"""Times the expected time: later than that it is as if nothing were known."""
+EARLY: Final = 0.97
+"""Of the quickest of its kind is expected, so that a provider that has become quicker is found out."""
+REMEMBERED: Final = 20
+"""Durations of one kind that are remembered: a provider that has become slower is believed after so many."""
+TICKS: Final = 12
+"""Into so many ticks the interval of a routine is cut."""
+
+
+def expected_duration(last: Sequence[timedelta]) -> timedelta | None:
+    """Return when to begin to look closely, from how long the last ones took; None without any."""
+    return min(last) * EARLY if last else None
+
+
+def look_pause(waited: timedelta, expected: timedelta | None = None) -> timedelta:
+    """Return the pause between two looks at a machine that has been changing for ``waited``."""
+    if expected is not None:
+        if waited < expected:
+            return min(max(expected - waited, FINE_FIRST), LOOK_LONGEST)
+        if waited < expected * FINE_UNTIL:
+            return min(max(FINE_FIRST, expected * FINE_SHARE), LOOK_LONGEST)
+    return min(max(LOOK_FIRST, waited * LOOK_SHARE), LOOK_LONGEST)
+
+
+def tick(interval: timedelta) -> timedelta:
+    """Return the grid on which what is due at this interval falls."""
+    return interval / TICKS
+
+
+def next_turn(after: datetime, interval: timedelta, share: float) -> datetime:
+    """Return the first turn later than ``after``: one each interval, at the tick of it that ``share`` in [0, 1) names.
+
+    Turns depend on the clock alone: what was begun together, or found together after a restart, is spread.
+    """
+    offset = tick(interval) * int(share * TICKS)
+    return _EPOCH + offset + ((after - _EPOCH - offset) // interval + 1) * interval
+
+
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
