@@ -37,7 +37,7 @@ from vmpool.plan.actions import (
     Probe,
 )
 from vmpool.plan.lifecycle import Phase
-from vmpool.plan.looks import LOOK_FIRST, LOOK_LONGEST, TICKS, look_pause
+from vmpool.plan.looks import LOOK_FIRST, LOOK_LONGEST, TICKS
 from vmpool.plan.snapshot import NOTHING_SEEN, VM, Failed, Outlook, ProviderFacts, Reason, Sight, Step, StepFacts
 from vmpool.plan.vm import (
     MISS_PAUSE,
@@ -236,11 +236,21 @@ def test_one_look_needs_one_wake(waited: int, since_look: int) -> None:
         assert step(one, sight, readiness=patient, now=found.wake_at).action == Look(one)
 
 
-@PLANS
-@given(st.timedeltas(min_value=timedelta(), max_value=timedelta(days=2)))
-def test_the_pause_between_looks_grows_within_its_bounds(waited: timedelta) -> None:
-    assert LOOK_FIRST <= look_pause(waited) <= LOOK_LONGEST
-    assert look_pause(waited) <= look_pause(waited + timedelta(seconds=1))
+def test_looks_follow_what_booting_has_taken_lately() -> None:
+    """With a boot that should take 60 s, a machine that has booted for 58 s is looked at when it should be done."""
+    one = vm("p", Phase.PENDING, created_at=ago(seconds=58), machine_id="m", steps=())
+    sight = replace(BOOTING, looked_at=NOW)
+    outlook = Outlook(expected={(one.provider, Step.BOOT): timedelta(seconds=60)})
+    assert next_step(one, sight, provider(), PLAIN, NOW, outlook) == Next(wake_at=soon(seconds=2))
+    assert step(one, sight) == Next(wake_at=NOW + LOOK_LONGEST)
+
+
+def test_deletions_are_looked_at_when_they_should_be_done() -> None:
+    gone = vm("d", Phase.COMPLETED)
+    sight = replace(RUNNING, state="Deleting", looked_at=NOW, deletion_asked_at=NOW)
+    outlook = Outlook(expected={(gone.provider, Step.DESTROY): timedelta(seconds=3)})
+    assert next_step(gone, sight, provider(), PLAIN, NOW, outlook) == Next(wake_at=soon(seconds=3))
+    assert step(gone, sight) == Next(wake_at=NOW + LOOK_FIRST)
 
 
 # --- Ready --------------------------------------------------------------------------------------------------------
