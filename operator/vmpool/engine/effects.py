@@ -143,7 +143,7 @@ class Effects:
         asked = self.world.now()
         before = self.world.sights.of(vm.uid)
         try:
-            machine = await self._call(vm, "get", Slots.OBSERVE, Urgency.REFILL, lambda p: p.get(vm.machine_id))
+            machine = await self._view(vm).glances.look(vm.machine_id)
         except MachineNotFound:
             self._missed(vm)
             return None

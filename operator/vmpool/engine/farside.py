@@ -10,11 +10,15 @@ import orjson
 
 from vmpool.api import keys
 from vmpool.engine.facts import ProviderObject
+from vmpool.engine.lane import Lane, Slots, Urgency
 from vmpool.kube.client import Client
 from vmpool.kube.errors import Forbidden, NotFound
 from vmpool.kube.kinds import SECRETS
 from vmpool.providers.base import Machine, Provider
 from vmpool.providers.errors import InvalidConfig
+
+PAGES_OF_PATIENCE = 20
+"""A whole listing may take as long as this many pages that each use their time-out up."""
 
 
 class SecretForbidden(InvalidConfig):
@@ -51,6 +55,13 @@ def fingerprint(obj: ProviderObject, secret: Mapping[str, str]) -> str:
     """Tell whether a session was opened with these settings, without keeping the credentials."""
     raw = orjson.dumps([obj.spec.type, obj.spec.config, dict(secret)], option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(raw).hexdigest()
+
+
+async def listing(lane: Lane, page: timedelta) -> list[Machine]:
+    """Return every machine of ours, through the lane; ``page`` is the patience with one page. Raises as the lane."""
+    return await lane.call(
+        "list", Slots.OBSERVE, Urgency.REFILL, lambda p: collect(p, page), limit=page * PAGES_OF_PATIENCE
+    )
 
 
 async def collect(provider: Provider, patience: timedelta) -> list[Machine]:

@@ -8,10 +8,11 @@ from vmpool.api.conditions import ConditionType, find
 from vmpool.api.provider import Circuit, VMProviderStatus
 from vmpool.engine import farside, writes
 from vmpool.engine.facts import ProviderObject
+from vmpool.engine.glances import Glances
 from vmpool.engine.lane import Lane, LaneClosed, Slots, Urgency
 from vmpool.engine.loop import Done, Loop
 from vmpool.engine.stragglers import Stragglers
-from vmpool.engine.world import World
+from vmpool.engine.world import BY_PROVIDER, World
 from vmpool.kube.errors import Conflict, NotFound, Refused
 from vmpool.kube.events import ObjectRef
 from vmpool.kube.kinds import SECRETS, VMPROVIDERS
@@ -30,9 +31,6 @@ from vmpool.telemetry import logs
 
 log = logs.get(__name__)
 
-PAGES_OF_PATIENCE = 20
-"""A whole listing may take as long as this many pages that each use their time-out up."""
-
 
 class ProviderLoop(Loop):
     """Everything about one far side that is not a single VM."""
@@ -47,6 +45,9 @@ class ProviderLoop(Loop):
         self.key = (obj.namespace, obj.name)
         self.lane = Lane(obj.namespace, obj.name, obj.spec, world.metrics)
         self.verdict = Verdict()
+        self.glances = Glances(
+            self.lane, lambda: world.vms.count(BY_PROVIDER, self.key), lambda: self.obj.spec.timeouts.observe
+        )
         self.stragglers = Stragglers(world, self)
         self._session: Provider | None = None
         self._opened_with = ""
@@ -137,6 +138,7 @@ class ProviderLoop(Loop):
 
     async def closed(self) -> None:
         """Close the session; whoever still waits in the lane is told that it is closed."""
+        self.glances.stop()
         await self._close_session()
         if self.world.views.get(self.key) is self:
             del self.world.views[self.key]
@@ -229,10 +231,7 @@ class ProviderLoop(Loop):
         self._list_asked_at, self._list_wanted = now, False
         try:
             began = self.world.now()
-            page, whole = obj.spec.timeouts.observe, obj.spec.timeouts.observe * PAGES_OF_PATIENCE
-            machines = await self.lane.call(
-                "list", Slots.OBSERVE, Urgency.REFILL, lambda p: farside.collect(p, page), limit=whole
-            )
+            machines = await farside.listing(self.lane, obj.spec.timeouts.observe)
         except ProviderError as error:
             log.warning("listing_failed", provider=str(self), reason=error.reason, error=error.message)
             self._list_wanted = True

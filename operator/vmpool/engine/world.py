@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from vmpool.engine.facts import ProviderObject
+from vmpool.engine.glances import Glances
 from vmpool.engine.lane import Lane
 from vmpool.engine.sights import Sights
 from vmpool.kube.client import Client
@@ -24,6 +25,7 @@ class ProviderView(Protocol):
     """What pools and the sweep see of a provider's loop."""
 
     lane: Lane
+    glances: Glances
 
     def facts(self) -> ProviderFacts:
         """Return what a planner needs to know now."""
