@@ -4,8 +4,6 @@ Each function makes at most one effect, and each may be repeated: a kill at any 
 plan sees and goes on from.
 """
 
-import asyncio
-import socket
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -17,6 +15,7 @@ from vmpool.api.vm import MAX_ADDRESSES
 from vmpool.engine import writes
 from vmpool.engine.durations import Durations
 from vmpool.engine.lane import LaneClosed, Slots, Urgency
+from vmpool.engine.probing import probe
 from vmpool.engine.world import ProviderView, World
 from vmpool.plan.actions import (
     Complete,
@@ -32,8 +31,8 @@ from vmpool.plan.actions import (
     VMAction,
 )
 from vmpool.plan.lifecycle import Phase
-from vmpool.plan.looks import look_pause, tick
-from vmpool.plan.snapshot import VM, Failed, Step
+from vmpool.plan.looks import look_pause, on_grid
+from vmpool.plan.snapshot import NO_OUTLOOK, VM, Failed, Outlook, Step
 from vmpool.plan.sweep import NO_READINESS
 from vmpool.plan.vm import ENDED_MACHINE_GONE, CallError, after_error, boot_began
 from vmpool.providers.base import Deletion, Machine, MachineRequest, MachineState, Provider
@@ -56,12 +55,14 @@ class Effects:
         retry: Retry,
         template: Template | None = None,
         readiness: Readiness = NO_READINESS,
+        outlook: Outlook = NO_OUTLOOK,
         durations: Durations | None = None,
     ) -> None:
         self.world = world
         self.retry = retry
         self.template = template
         self.readiness = readiness
+        self.outlook = outlook
         self.durations = durations or Durations()
         self.urgency = Urgency.REFILL
 
@@ -153,10 +154,13 @@ class Effects:
         if after.state == MachineState.RUNNING != before.state and vm.phase == Phase.PENDING:
             self.durations.took(vm.provider, Step.BOOT, waited)
         unchanged = (before.state, before.addresses, before.misses) == (after.state, after.addresses, 0)
-        return look_pause(waited, self._expected(vm, Step.BOOT)) if unchanged else None
+        if not unchanged:
+            return None
+        pause = look_pause(waited, self._expected(vm, Step.BOOT))
+        return on_grid(asked + pause, self.outlook.grid) - asked
 
     def _expected(self, vm: VM, step: Step) -> timedelta | None:
-        return self.durations.expected.get((vm.provider, step))
+        return self.outlook.expected.get((vm.provider, step))
 
     def _missed(self, vm: VM) -> None:
         """Note that it was not found, at the time of the answer: only a listing that begins later proves more."""
@@ -164,13 +168,8 @@ class Effects:
         self._view(vm).want_listing()
 
     async def _probe(self, vm: VM, address: str, port: int) -> timedelta | None:
-        async with self.world.probes:
-            ok = await answers(address, port, self.world.settings.probe_timeout_seconds)
-        now = self.world.now()
-        self.world.sights.probed(vm.uid, ok=ok, now=now)
-        if vm.phase == Phase.PENDING:
-            return None if ok else look_pause(now - boot_began(vm))
-        return tick(self.readiness.interval) if ok else None
+        ok = await probe(self.world, vm, address, port)
+        return None if ok else look_pause(self.world.now() - boot_began(vm))
 
     async def _ready(self, vm: VM, addresses: tuple[str, ...], now: datetime) -> None:
         changes: dict[str, object] = {"addresses": list(addresses)}
@@ -249,18 +248,3 @@ def machine_request(vm: VM, template: Template, tags: dict[str, str]) -> Machine
         parameters=dict(template.parameters or {}),
         tags=tags,
     )
-
-
-async def answers(address: str, port: int, timeout: float) -> bool:
-    """Say whether a TCP connection is accepted in time.
-
-    A bare socket: streams and their buffers are for talking, and cost four times as much.
-    """
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.setblocking(False)
-        try:
-            async with asyncio.timeout(timeout):
-                await asyncio.get_running_loop().sock_connect(probe, (address, port))
-        except (OSError, TimeoutError):
-            return False
-    return True

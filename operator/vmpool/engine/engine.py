@@ -7,10 +7,11 @@ from typing import Any
 from vmpool.engine.facts import ProviderObject
 from vmpool.engine.loop import Loop
 from vmpool.engine.pool import PoolLoop
+from vmpool.engine.probing import ProbeLoop
 from vmpool.engine.provider import ProviderLoop
 from vmpool.engine.sweep import SweepLoop
 from vmpool.engine.world import World
-from vmpool.kube.mirror import Change
+from vmpool.kube.mirror import Change, Entry
 from vmpool.plan.snapshot import VM, PoolFacts
 from vmpool.telemetry import logs
 
@@ -102,6 +103,7 @@ class Engine:
     def _start_pool(self, pool: PoolFacts) -> None:
         if pool.uid not in self._loops:
             self._start(pool.uid, PoolLoop(self.world, pool))
+            self._start(_probes_of(pool.uid), ProbeLoop(self.world, pool))
 
     def _start_provider(self, obj: ProviderObject) -> None:
         if obj.uid not in self._loops:
@@ -122,6 +124,8 @@ class Engine:
         if change.new is not None and fact is not None:
             self._start_pool(fact)
         self._wake_uid(change.entry.uid)
+        if change.old is None or change.new is None or _generation(change.old) != _generation(change.new):
+            self._wake_probes(change.entry.uid)
         if change.new is None:
             self._sweep.wake()
         if fact is not None:
@@ -159,6 +163,11 @@ class Engine:
         if view is not None:
             view.wake()
 
+    def _wake_probes(self, pool_uid: str) -> None:
+        probes = self._loops.get(_probes_of(pool_uid))
+        if probes is not None:
+            probes[0].wake()
+
     async def _measure(self) -> None:
         while True:
             for mirror in (self.world.pools, self.world.vms, self.world.providers):
@@ -169,3 +178,12 @@ class Engine:
             if skew is not None:
                 self.world.metrics.clock_skew.set(-skew.total_seconds())
             await asyncio.sleep(MEASURE_SECONDS)
+
+
+def _probes_of(pool_uid: str) -> str:
+    """Name the loop that probes a pool's VMs."""
+    return f"{pool_uid}/probes"
+
+
+def _generation(entry: Entry[PoolFacts]) -> int | None:
+    return entry.fact.generation if entry.fact is not None else None

@@ -71,6 +71,8 @@ class Failures:
 
     def owed(self, vms: Sequence[VM], now: datetime) -> tuple[tuple[str, int], ...]:
         """Return the request ids without a successor, oldest first."""
+        if not self._owed:
+            return ()
         newest: dict[str, int] = {}
         for vm in vms:
             newest[vm.request_id] = max(vm.retry_count, newest.get(vm.request_id, -1))

@@ -19,6 +19,7 @@ from vmpool.kube.events import ObjectRef
 from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
 from vmpool.plan.actions import Action, CreateVM, EndClaim
 from vmpool.plan.lifecycle import Phase
+from vmpool.plan.looks import look_grid
 from vmpool.plan.pool import Plan, plan_pool
 from vmpool.plan.snapshot import Outlook, PoolFacts, PoolSnapshot, ProviderFacts
 from vmpool.plan.status import pool_status, stalled_reason
@@ -44,7 +45,6 @@ class PoolLoop(Loop):
         self.pool = pool
         self.failures = Failures(pool)
         self.durations = Durations()
-        self._since = world.now()
         self.doing = Doing(self, world.metrics, world.settings.error_pause_seconds)
         self._creating: dict[str, str] = {}
         self._creates = 0
@@ -96,6 +96,7 @@ class PoolLoop(Loop):
     def _snapshot(self, pool: PoolFacts, now: datetime) -> PoolSnapshot:
         vms = self.world.vms_of_pool(pool.uid)
         self._note_ready(vms_ready=frozenset(vm.uid for vm in vms if vm.phase == Phase.READY), pool=pool)
+        changing = sum(1 for vm in vms if vm.phase == Phase.PENDING)
         providers: dict[str, ProviderFacts] = {}
         # A VM's provider may have left the pool's list: its machine must still be watched and destroyed.
         for name in {share.name for share in pool.spec.providers} | {vm.provider for vm in vms}:
@@ -111,7 +112,7 @@ class PoolLoop(Loop):
             busy=self.doing.keys,
             creating=tuple(self._creating.values()),
             creation=self.failures.creation,
-            outlook=Outlook(self._since, self.durations.expected),
+            outlook=Outlook(self.durations.expected, look_grid(changing)),
             owed=self.failures.owed(vms, now),
         )
 
@@ -133,6 +134,7 @@ class PoolLoop(Loop):
             retry=spec.retry,
             template=spec.template,
             readiness=spec.readiness,
+            outlook=seen.outlook,
             durations=self.durations,
         )
         effects.urgency = Urgency.REFILL if plan.counts.ready else Urgency.EMPTY_POOL

@@ -23,6 +23,8 @@ EARLY: Final = 0.97
 """Of the quickest of its kind is expected, so that a provider that has become quicker is found out."""
 REMEMBERED: Final = 20
 """Durations of one kind that are remembered: a provider that has become slower is believed after so many."""
+CROWD: Final = timedelta(microseconds=1250)
+"""For each machine that is changing, the grid on which looks fall grows by so much: those of a crowd come together."""
 TICKS: Final = 12
 """Into so many ticks the interval of a routine is cut."""
 
@@ -42,6 +44,16 @@ def look_pause(waited: timedelta, expected: timedelta | None = None) -> timedelt
     return min(max(LOOK_FIRST, waited * LOOK_SHARE), LOOK_LONGEST)
 
 
+def look_grid(changing: int) -> timedelta:
+    """Return the grid for the looks of a pool of which ``changing`` machines are on their way."""
+    return CROWD * changing
+
+
+def on_grid(due: datetime, grid: timedelta) -> datetime:
+    """Return the first moment of the grid that is not before ``due``; a grid of 0 is none."""
+    return _EPOCH + -(-(due - _EPOCH) // grid) * grid if grid else due
+
+
 def tick(interval: timedelta) -> timedelta:
     """Return the grid on which what is due at this interval falls."""
     return interval / TICKS
@@ -54,6 +66,11 @@ def next_turn(after: datetime, interval: timedelta, share: float) -> datetime:
     """
     offset = tick(interval) * int(share * TICKS)
     return _EPOCH + offset + ((after - _EPOCH - offset) // interval + 1) * interval
+
+
+def next_tick(after: datetime, interval: timedelta) -> datetime:
+    """Return the first moment later than ``after`` that is anybody's turn."""
+    return min(next_turn(after, interval, (number + 0.5) / TICKS) for number in range(TICKS))
 
 
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)

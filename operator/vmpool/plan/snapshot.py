@@ -6,13 +6,11 @@ far more often than checked (the API server has checked them already).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from vmpool.api.pool import Creation, VMPoolSpec, VMPoolStatus
 from vmpool.plan.lifecycle import Phase
-
-LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class Step(StrEnum):
@@ -181,10 +179,10 @@ NOTHING_SEEN = Sight()
 class Outlook:
     """What this process has learned about when to look. Kept in memory only."""
 
-    since: datetime = LONG_AGO
-    """When it began to look: what came before is not made up for all at once."""
     expected: Mapping[tuple[str, Step], timedelta] = field(default_factory=dict)
     """How long a step takes at a provider lately, by the provider's name and the step."""
+    grid: timedelta = timedelta()
+    """On which looks at machines that boot fall, so that many of them are one listing."""
 
 
 NO_OUTLOOK = Outlook()

@@ -22,7 +22,7 @@ from vmpool.plan.actions import (
     VMAction,
 )
 from vmpool.plan.lifecycle import Phase
-from vmpool.plan.looks import look_pause, next_turn
+from vmpool.plan.looks import look_pause, on_grid
 from vmpool.plan.snapshot import (
     NO_OUTLOOK,
     VM,
@@ -78,9 +78,9 @@ def next_step(
     if vm.deleting:
         return Next(Complete(vm, Reason.DELETED, "the PooledVM was deleted"))
     if vm.phase == Phase.PENDING:
-        return _pending(vm, sight, provider, readiness, now, outlook.expected.get((vm.provider, Step.BOOT)))
+        return _pending(vm, sight, provider, readiness, now, outlook)
     if vm.phase == Phase.READY:
-        return _ready(vm, sight, provider, readiness, now, outlook.since)
+        return _ready(vm, sight, provider, readiness, now)
     if vm.phase == Phase.QUARANTINED:
         return _quarantined(vm, now)
     return WAIT
@@ -175,7 +175,7 @@ def _pending(
     provider: ProviderFacts,
     readiness: Readiness,
     now: datetime,
-    expected: timedelta | None,
+    outlook: Outlook,
 ) -> Next:
     if sight.failure is not None:
         return Next(failed=sight.failure)
@@ -203,7 +203,8 @@ def _pending(
     doubt = _missing(vm, sight, provider, now, deadline)
     if doubt is not None:
         return doubt
-    due = min(last + look_pause(last - started, None if running else expected), deadline) if last else now
+    expected = None if running else outlook.expected.get((vm.provider, Step.BOOT))
+    due = min(on_grid(last + look_pause(last - started, expected), outlook.grid), deadline) if last else now
     if now < due:
         return Next(wake_at=due)
     if running and readiness.tcp_socket is not None:
@@ -226,7 +227,7 @@ def _waited_for(sight: Sight, readiness: Readiness, running: bool, addresses: tu
     return f"not ready within {readiness.timeout.total_seconds():g} s: {what}"
 
 
-def _ready(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness, now: datetime, since: datetime) -> Next:
+def _ready(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness, now: datetime) -> Next:
     if not provider.reachable:
         return WAIT
     if sight.failure is not None:
@@ -241,20 +242,11 @@ def _ready(vm: VM, sight: Sight, provider: ProviderFacts, readiness: Readiness, 
         return doubt
     if sight.addresses and sight.addresses != vm.addresses:
         return Next(MarkReady(vm, sight.addresses))
-    if readiness.tcp_socket is None or not vm.addresses:
-        return WAIT
-    return _probe_again(vm, sight, readiness, now, since)
-
-
-def _probe_again(vm: VM, sight: Sight, readiness: Readiness, now: datetime, since: datetime) -> Next:
-    assert readiness.tcp_socket is not None
-    port = readiness.tcp_socket.port
-    if sight.probe_failures >= readiness.failure_threshold:
-        why = f"{sight.probe_failures} probes in a row of TCP port {port} at {vm.addresses[0]} were not answered"
+    if readiness.tcp_socket is not None and sight.probe_failures >= readiness.failure_threshold:
+        where = f"TCP port {readiness.tcp_socket.port} at {vm.addresses[0]}"
+        why = f"{sight.probe_failures} probes in a row of {where} were not answered"
         return Next(failed=Failed(Step.PROBE, Reason.NOT_ANSWERING, why))
-    last = sight.probed_at or max(vm.since, since)
-    due = next_turn(last, readiness.interval, backoff.fraction(vm.uid))
-    return Next(Probe(vm, vm.addresses[0], port)) if now >= due else Next(wake_at=due)
+    return WAIT
 
 
 def _quarantined(vm: VM, now: datetime) -> Next:

@@ -32,6 +32,7 @@ class Metrics:
             "vmpool_effects_total", "Effects by action and outcome.", ("action", "outcome"), registry=r
         )
         self.in_flight = Gauge("vmpool_effects_in_flight", "Effects in flight, by action.", ("action",), registry=r)
+        self.probes = Counter("vmpool_probes_total", "TCP probes by result.", (*pool, "result"), registry=r)
         self.calls = Histogram(
             "vmpool_provider_call_seconds",
             "Provider calls by operation and result class.",

@@ -192,8 +192,8 @@ async def guests() -> AsyncIterator[Guests]:
 
 def probes(served: Operator) -> Callable[[int], Callable[[], bool]]:
     """``probes(served)(n)()`` is true once n more probes have been made."""
-    before = metric(served, "vmpool_effects_total", action="Probe")
-    return lambda more: lambda: metric(served, "vmpool_effects_total", action="Probe") >= before + more
+    before = metric(served, "vmpool_probes_total")
+    return lambda more: lambda: metric(served, "vmpool_probes_total") >= before + more
 
 
 async def test_only_a_machine_that_answers_is_ready_and_a_silent_one_is_replaced(

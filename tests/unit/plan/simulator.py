@@ -15,6 +15,7 @@ from vmpool.api.pool import Creation
 from vmpool.plan import actions, backoff
 from vmpool.plan.lifecycle import SUCCESSORS, Phase
 from vmpool.plan.pool import Plan, plan_pool
+from vmpool.plan.probes import probes_due
 from vmpool.plan.snapshot import NOTHING_SEEN, PLANNED, VM, ClaimFacts, Failed, PoolSnapshot, ProviderFacts, Sight, Step
 from vmpool.plan.vm import CallError, after_error
 
@@ -81,6 +82,7 @@ class World:
     def __init__(self, seen: PoolSnapshot, random: Random, script: Script = CALM) -> None:
         self.pool, self.digest = seen.pool, seen.digest
         self.random, self.script, self.now = random, script, NOW
+        self.began = NOW
         self.vms = {vm.uid: vm for vm in seen.vms}
         self.providers = dict(seen.providers)
         self.creation, self.owed = seen.creation, list(seen.owed)
@@ -149,6 +151,7 @@ class World:
                 self._land(flight.action)
         for name, tokens in listings.items():
             self._apply_listing(name, tokens)
+        self._probe_ready()
         if self.chance(self.script.restarts):
             self.restart()
         busy = plan.actions or self.flights or plan.wants_listing
@@ -157,7 +160,7 @@ class World:
 
     def restart(self) -> None:
         """Everything in memory is lost, and with it what had not landed."""
-        self.flights, self.sights = [], {}
+        self.flights, self.sights, self.began = [], {}, self.now
 
     def _others_act(self) -> None:
         for vm in list(self.vms.values()):
@@ -270,6 +273,12 @@ class World:
         ok = vm.machine_id in self.machines and not self.chance(self.script.probe_fails)
         failures = 0 if ok else sight.probe_failures + 1
         self.sights[vm.uid] = replace(sight, probed_at=self.now, probe_ok=ok, probe_failures=failures)
+
+    def _probe_ready(self) -> None:
+        spec, up = self.pool.spec, self.providers.keys() - self.down
+        if spec.readiness.tcp_socket is not None and not spec.paused and not self.pool.deleting:
+            for vm in probes_due(self.vms.values(), self.sights, up, spec.readiness, self.now, self.began):
+                self._probe(vm)
 
     def _destroy(self, vm: VM) -> None:
         machine = self._machine(vm)

@@ -37,7 +37,7 @@ from vmpool.plan.actions import (
     Probe,
 )
 from vmpool.plan.lifecycle import Phase
-from vmpool.plan.looks import LOOK_FIRST, LOOK_LONGEST, TICKS
+from vmpool.plan.looks import LOOK_FIRST, LOOK_LONGEST
 from vmpool.plan.snapshot import NOTHING_SEEN, VM, Failed, Outlook, ProviderFacts, Reason, Sight, Step, StepFacts
 from vmpool.plan.vm import (
     MISS_PAUSE,
@@ -272,30 +272,8 @@ def test_a_changed_address_is_written() -> None:
     assert step(vm("r"), replace(RUNNING, addresses=())) == Next()
 
 
-def test_probes_come_at_their_interval() -> None:
-    one, probed = vm("r"), replace(RUNNING, probed_at=NOW)
-    due = step(one, probed, readiness=PROBED).wake_at
-    assert due is not None
-    assert NOW < due <= NOW + PROBED.interval
-    assert step(one, probed, readiness=PROBED, now=due).action == Probe(one, ADDRESS[0], 22)
-    again = replace(RUNNING, probed_at=due + timedelta(milliseconds=3))
-    assert step(one, again, readiness=PROBED, now=due) == Next(wake_at=due + PROBED.interval)
-
-
-def test_first_probes_are_spread_over_the_interval() -> None:
-    young = [vm(f"r{n}", phase_since=NOW) for n in range(50)]
-    dues = [step(one, replace(RUNNING, probed_at=None), readiness=PROBED).wake_at for one in young]
-    assert len(set(dues)) == TICKS
-    assert all(NOW < due <= NOW + PROBED.interval for due in dues if due)
-
-
-def test_after_a_restart_probes_are_spread_again() -> None:
-    """What was Ready for a day and never probed by this process is not overdue, all at once."""
-    old = [vm(f"r{n}", phase_since=ago(days=1)) for n in range(50)]
-    outlook = Outlook(since=NOW)
-    found = [next_step(one, replace(RUNNING, probed_at=None), provider(), PROBED, NOW, outlook) for one in old]
-    assert all(one.action is None for one in found)
-    assert len({one.wake_at for one in found}) == TICKS
+def test_that_ready_vms_answer_is_not_for_the_plan_to_ask() -> None:
+    assert step(vm("r"), replace(RUNNING, probed_at=ago(days=1)), readiness=PROBED) == Next()
 
 
 def test_a_vm_is_given_up_at_the_failure_threshold() -> None:
