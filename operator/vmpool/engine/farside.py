@@ -20,6 +20,9 @@ from vmpool.providers.errors import InvalidConfig
 PAGES_OF_PATIENCE = 20
 """A whole listing may take as long as this many pages that each use their time-out up."""
 
+REARM_SHARE = 0.05
+"""By this share of it the patience with a page may be cut short."""
+
 
 class SecretForbidden(InvalidConfig):
     """We may not read the Secret that ``spec.secretRef`` names."""
@@ -67,10 +70,13 @@ async def listing(lane: Lane, page: timedelta) -> list[Machine]:
 async def collect(provider: Provider, patience: timedelta) -> list[Machine]:
     """Read a whole listing; it counts only when it ended normally. ``patience`` is for each page."""
     machines: list[Machine] = []
-    pages = aiter(provider.machines())
-    while True:
-        try:
-            async with asyncio.timeout(patience.total_seconds()):
-                machines.append(await anext(pages))
-        except StopAsyncIteration:
-            return machines
+    loop, seconds = asyncio.get_running_loop(), patience.total_seconds()
+    async with asyncio.timeout(seconds) as guard:
+        armed = loop.time()
+        async for machine in provider.machines():
+            machines.append(machine)
+            # Machines of one page come without a wait: setting the guard anew for each costs more than reading it.
+            if loop.time() - armed > seconds * REARM_SHARE:
+                armed = loop.time()
+                guard.reschedule(armed + seconds)
+    return machines

@@ -1,6 +1,7 @@
 """The loop that asks the Ready VMs of one pool whether they still answer, and wakes the pool when one does not."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -73,15 +74,47 @@ async def probe(world: World, vm: VM, address: str, port: int) -> bool:
 
 
 async def answers(address: str, port: int, timeout: float) -> bool:
-    """Say whether a TCP connection is accepted in time.
+    """Say whether a TCP connection to an IP address is accepted in time.
 
     A bare socket: streams and their buffers are for talking, and cost four times as much.
     """
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    if family == socket.AF_INET and not _is_ipv4(address):
+        # Providers promise IP addresses. A name would be looked up while everything else waits.
+        return False
+    with socket.socket(family) as probe:
         probe.setblocking(False)
         try:
-            async with asyncio.timeout(timeout):
-                await asyncio.get_running_loop().sock_connect(probe, (address, port))
-        except (OSError, TimeoutError):
+            status = probe.connect_ex((address, port))
+        except OSError:
             return False
+        if status == errno.EINPROGRESS:
+            status = await _outcome(probe, timeout)
+    return status == 0
+
+
+def _is_ipv4(address: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET, address)
+    except OSError:
+        return False
     return True
+
+
+async def _outcome(probe: socket.socket, timeout: float) -> int:
+    """Return the error number with which a connection attempt ended: 0 for none."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[bool] = loop.create_future()
+
+    def end(in_time: bool) -> None:
+        if not ended.done():
+            ended.set_result(in_time)
+
+    loop.add_writer(probe.fileno(), end, True)
+    late = loop.call_later(timeout, end, False)
+    try:
+        in_time = await ended
+    finally:
+        late.cancel()
+        loop.remove_writer(probe.fileno())
+    return probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if in_time else errno.ETIMEDOUT

@@ -228,7 +228,8 @@ class ProviderLoop(Loop):
         if not self._identified:
             # It did not say who it is when it was asked just now: what it lists proves nothing.
             return now + pause
-        self._list_asked_at, self._list_wanted = now, False
+        waited_for, self._list_wanted = self._list_wanted, False
+        self._list_asked_at = now
         try:
             began = self.world.now()
             machines = await farside.listing(self.lane, obj.spec.timeouts.observe)
@@ -236,7 +237,8 @@ class ProviderLoop(Loop):
             log.warning("listing_failed", provider=str(self), reason=error.reason, error=error.message)
             self._list_wanted = True
             return now + max(pause, error.retry_after or timedelta())
-        self._listed(machines, began)
+        if self._listed(machines, began) or waited_for:
+            self._wake_pools()
         await self.stragglers.look(machines, began)
         return now + (pause if self._list_wanted else interval)
 
@@ -247,13 +249,12 @@ class ProviderLoop(Loop):
         soon = min(interval, timedelta(seconds=self.settings.listing_pause_seconds))
         return self._list_asked_at + (soon if self._list_wanted else interval)
 
-    def _listed(self, machines: list[Machine], began: datetime) -> None:
+    def _listed(self, machines: list[Machine], began: datetime) -> bool:
         self._listed_at = began
         by_id = {machine.id: machine for machine in machines}
         by_token = {machine.token: machine for machine in machines if machine.token}
-        self.world.sights.listed(self.world.vms_of_provider(self.key), by_id, by_token, began)
         self.metrics.machines.labels(*self.key).set(len(machines))
-        self._wake_pools()
+        return self.world.sights.listed(self.world.vms_of_provider(self.key), by_id, by_token, began)
 
     def _wake_pools(self) -> None:
         for uid in {vm.pool_uid for vm in self.world.vms_of_provider(self.key)}:
@@ -365,5 +366,12 @@ class ProviderLoop(Loop):
 
 
 def _news_for_pools(before: ProviderFacts, after: ProviderFacts) -> bool:
-    """Say whether a pool may decide differently now; how much room is left matters only where there was none."""
-    return replace(before, room=bool(before.room)) != replace(after, room=bool(after.room))
+    """Say whether a pool may decide differently now.
+
+    How much room is left matters only where there was none, and what a listing told has woken whom it concerns.
+    """
+    return _verdict(before) != _verdict(after)
+
+
+def _verdict(facts: ProviderFacts) -> ProviderFacts:
+    return replace(facts, room=bool(facts.room), listed_at=None)

@@ -71,22 +71,30 @@ class Sights(Mapping[str, Sight]):
 
     def listed(
         self, vms: Iterable[VM], machines: Mapping[str, Machine], tokens: Mapping[str, Machine], began: datetime
-    ) -> None:
-        """Apply a complete listing, by id and by token. Only VMs that existed when it began may be missed by it."""
+    ) -> bool:
+        """Apply a complete listing, by id and by token; say whether it told anything new.
+
+        Only VMs that existed when it began may be missed by it.
+        """
+        news = False
         for vm in vms:
             machine = machines.get(vm.machine_id or vm.adopt) or tokens.get(vm.uid)
             sight = self.of(vm.uid)
             if machine is None:
                 if vm.created_at < began and not sight.unlisted and (vm.machine_id or sight.misses):
                     self._change(vm.uid, unlisted=True)
+                    news = True
             elif sight.looked_at is None or sight.looked_at < began:
-                self._see_listed(vm.uid, sight, machine, began)
+                news = self._see_listed(vm.uid, sight, machine, began) or news
+        return news
 
-    def _see_listed(self, uid: str, sight: Sight, machine: Machine, began: datetime) -> None:
+    def _see_listed(self, uid: str, sight: Sight, machine: Machine, began: datetime) -> bool:
         # An unchanged idle machine keeps its sight: ten thousand of them are listed all day long.
         known = sight.state == machine.state and sight.addresses == machine.addresses[:MAX_ADDRESSES]
-        if not known or sight.misses or sight.unlisted:
-            self.saw(uid, machine, began)
+        if known and not sight.misses and not sight.unlisted:
+            return False
+        self.saw(uid, machine, began)
+        return True
 
     def keep(self, uids: Iterable[str]) -> None:
         """Drop what belongs to no object any more."""
