@@ -16,8 +16,12 @@ READY := $(VENV)/.ready
 PACKAGES := libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qemu-utils dnsmasq-base \
 	busybox-static linux-image-cloud-amd64 pkg-config gcc
 SUITES := tests/contract tests/control_plane tests/crash tests/e2e
+# Which benchmarks, by name; empty is all of them. Medians are over so many pairs of ours and the floor.
+BENCH ?=
+PAIRS ?= 5
 
-.PHONY: help setup system check test test-e2e test-crash demo demo-stop generate requirements format clean
+.PHONY: help setup system check test test-e2e test-crash bench bench-profile plots demo demo-stop generate \
+	requirements format clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,7 +51,7 @@ system: ## Install what real machines need (Debian, root); elsewhere say what is
 check: setup ## Format, lint, strict types, import contracts, unit tests: under a minute.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy operator/vmpool
+	$(BIN)/mypy operator/vmpool bench
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/unit tests/contract/test_generated.py tests/contract/test_layout.py
 
@@ -62,6 +66,17 @@ test-e2e: system setup ## Run the tests with real machines.
 test-crash: setup ## Run the tests that kill the operator.
 	$(BIN)/python -m vmpool dev build
 	$(BIN)/python -m pytest tests/crash
+
+bench: setup ## Measure what the operator costs beside its floor; BENCH=fill for one, PAIRS=5.
+	$(BIN)/python -m vmpool dev build
+	$(BIN)/python -m bench $(BENCH) --pairs $(PAIRS)
+
+bench-profile: setup ## Profile every benchmark into bench/profiles; BENCH=fill for one.
+	$(BIN)/python -m vmpool dev build
+	$(BIN)/python -m bench.profile $(BENCH)
+
+plots: setup ## Draw the plots and tables of docs/performance.md from bench/results.
+	$(BIN)/python -m bench.page
 
 demo: setup ## Show it: a real API server, the operator, a simulated cloud, pools that fill.
 	$(BIN)/python -m vmpool demo
@@ -81,7 +96,7 @@ requirements: setup ## Pin again: hashes of every file, no index address.
 	for name in runtime test; do \
 		$(BIN)/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 			--no-header --strip-extras --allow-unsafe --annotation-style=line --extra dev \
-			$$([ $$name = test ] && echo --extra test) -o requirements/$$name.txt pyproject.toml; done
+			$$([ $$name = test ] && echo --extra test --extra bench) -o requirements/$$name.txt pyproject.toml; done
 
 clean: ## Remove this checkout's Python environment.
 	rm -rf $(VENV)

@@ -16,7 +16,7 @@ from rich.table import Table
 from tests.clouds import SimCloud
 from tests.planes import CRDS
 
-from bench import fill
+from bench import cold_start, fill, idle, memory, plan, react, sizes
 from bench.figures import Result
 from bench.rig import Rig, raised
 from vmpool.dev import build
@@ -24,7 +24,15 @@ from vmpool.dev.plane import ControlPlane, kubectl_call
 from vmpool.dev.progress import Progress
 from vmpool.dev.state import Home
 
-BENCHES: dict[str, Callable[[Rig, int], Awaitable[Result]]] = {"fill": fill.run}
+BENCHES: dict[str, Callable[[Rig, int], Awaitable[Result]]] = {
+    "cold_start": cold_start.run,
+    "fill": fill.run,
+    "fill_sizes": sizes.run,
+    "idle": idle.run,
+    "memory": memory.run,
+    "plan": plan.run,
+    "react": react.run,
+}
 PAIRS = 5
 
 
@@ -44,7 +52,7 @@ def main(
 
 async def _run(names: list[str], pairs: int, *, keep: bool, console: Console) -> bool:
     broken = False
-    with tempfile.TemporaryDirectory(prefix="vmpool-bench-") as name, _stage(Path(name), console) as (plane, cloud):
+    with tempfile.TemporaryDirectory(prefix="vmpool-bench-") as name, stage(Path(name), console) as (plane, cloud):
         for bench in names:
             async with raised(plane, cloud, Path(name), console.log) as rig:
                 result = await BENCHES[bench](rig, pairs)
@@ -56,7 +64,7 @@ async def _run(names: list[str], pairs: int, *, keep: bool, console: Console) ->
 
 
 @contextmanager
-def _stage(folder: Path, console: Console) -> Iterator[tuple[ControlPlane, SimCloud]]:
+def stage(folder: Path, console: Console) -> Iterator[tuple[ControlPlane, SimCloud]]:
     """Yield a control plane that serves our kinds and a simulated cloud, both ended afterwards."""
     binaries = build.ensure(os.environ, Progress(console))
     plane = ControlPlane(Home(folder / "plane"), binaries, throwaway=True)

@@ -186,7 +186,7 @@ def thing(resource: Resource, name: str, spec: Json) -> Json:
 
 def pool_body(replicas: int, name: str = POOL, **spec: Any) -> Json:
     """Return the body of a pool on the field's provider."""
-    base = {"template": {"image": IMAGE}, "providers": [{"name": PROVIDER}], "maxVMs": max(1, replicas)}
+    base = {"template": {"image": IMAGE}, "providers": [{"name": PROVIDER}], "maxVMs": max(1000, replicas)}
     return thing(VMPOOLS, name, {"replicas": replicas, **base, **spec})
 
 

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 
@@ -13,6 +13,10 @@ POLL_GROWTH = 1.3
 POLL_MAX_SECONDS = 0.5
 
 
+@overload
+async def until(condition: Callable[[], Awaitable[T]], *, deadline: float = ..., what: str = ...) -> T: ...
+@overload
+async def until(condition: Callable[[], T], *, deadline: float = ..., what: str = ...) -> T: ...
 async def until(condition: Callable[[], T | Awaitable[T]], *, deadline: float = 20.0, what: str = "the condition") -> T:
     """Return the first truthy value of ``condition()``, sync or async.
 

@@ -1,0 +1,147 @@
+"""``cold_start``: what a new operator process costs until it has its first plan, over fields that are full already."""
+
+import asyncio
+import time
+from typing import Any
+
+from tests.waiting import until
+
+from bench.figures import Pair, Promise, Result
+from bench.floor_read import measured
+from bench.processes import Operator
+from bench.rig import INSTALL_ID, Field, Rig
+from bench.stock import stocked
+from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
+
+SIZES = (0, 2_000, 4_000)
+STARTS = 3
+"""Operators started for each size of a pair, whose least figures count: noise only ever adds, and growth is a quotient
+of small differences."""
+PLAN_SECONDS = 60.0
+LOOK_SECONDS = 0.002
+"""Between two looks at the log: what the process does meanwhile is counted as if it came before the plan."""
+FIRST_PLAN = b'"first_plan"'
+CPU_CLOCK = 2
+"""The kernel's number of the clock that counts a process' CPU time, of all its threads, exact to nanoseconds."""
+
+
+async def run(rig: Rig, pairs: int) -> Result:
+    """Start operators over fields of every size."""
+    fields = {size: await _served(rig, size) for size in SIZES}
+    runs: list[tuple[dict[str, float], dict[str, float]]] = []
+    for number in range(pairs):
+        ours: dict[str, float] = {}
+        floor: dict[str, float] = {}
+        # All sizes in turn, not one after the other: what slows the machine for a while must not bend the growth.
+        for start in range(STARTS):
+            rig.say(f"pair {number + 1}, start {start + 1}")
+            for size, where in fields.items():
+                _keep_least(ours, _named(await _ours(rig, where, size), size))
+                _keep_least(floor, _named(await _floor(rig, where, size), size))
+        runs.append((ours, floor))
+    for where in fields.values():
+        await rig.clear(where)
+    return Result(
+        "cold_start",
+        _with_growth(runs),
+        [Promise("cpu_seconds_2000", 2.0), Promise("growth", 1.2)],
+        {"growth": "CPU(4000) - CPU(2000) as a multiple of CPU(2000) - CPU(0), each the least of all starts."},
+    )
+
+
+def growth(figures: dict[str, float]) -> float:
+    """Return how much more the second half of the VMs costs than the first; 1 when cost is in proportion."""
+    none, half, whole = (figures[f"cpu_seconds_{size}"] for size in SIZES)
+    return (whole - half) / (half - none)
+
+
+def cpu_clock(pid: int) -> float:
+    """Return the CPU seconds of a process and all its threads, also of those that have ended.
+
+    Raises OSError when there is no such process.
+    """
+    return time.clock_gettime((~pid << 3) | CPU_CLOCK)
+
+
+async def settled(rig: Rig, where: Field, operator: Operator, size: int) -> None:
+    """Wait until an operator leads, its provider is Ready, and the pool's status says that ``size`` VMs are."""
+
+    async def told() -> bool:
+        pools = await rig.client.list_page(VMPOOLS, where.namespace)
+        return all(raw.get("status", {}).get("readyReplicas") == size for raw in pools.items)
+
+    await operator.ready()
+    await rig.provider_ready(where)
+    await until(told, what=f"the pool says that {size} VMs are ready")
+
+
+async def _served(rig: Rig, size: int) -> Field:
+    """Return a full field that an operator has served before: finalizers and status are written, as at a restart."""
+    rig.say(f"stocking {size} VMs")
+    where = await stocked(rig, size)
+    operator = rig.operator(where)
+    operator.start()
+    await settled(rig, where, operator, size)
+    operator.stop()
+    return where
+
+
+async def _ours(rig: Rig, where: Field, size: int) -> dict[str, float]:
+    stock = await _stock(rig, where)
+    assert len(stock) == size, f"{len(stock)} VMs instead of {size}"
+    operator = rig.operator(where)
+    began = time.monotonic()
+    operator.start()
+    await _planned(operator)
+    figures = {"cpu_seconds": cpu_clock(operator.pid), "seconds": time.monotonic() - began}
+    # Gently: it gives its lease back, for which the next one would have to wait otherwise.
+    operator.stop()
+    assert f'"vms": {size}' in operator.lines(), f"the plan was not over {size} VMs:\n{operator.lines()[-3000:]}"
+    assert await _stock(rig, where) == stock, "the operator has changed what it was only to look at"
+    rig.say(f"   {figures['cpu_seconds']:.3f} CPU s in {figures['seconds']:.2f} s")
+    return figures
+
+
+async def _planned(operator: Operator) -> None:
+    end = time.monotonic() + PLAN_SECONDS
+    while FIRST_PLAN not in operator.log.read_bytes():
+        assert operator.running, f"the operator ended:\n{operator.lines()[-3000:]}"
+        assert time.monotonic() < end, f"no plan within {PLAN_SECONDS:g} s:\n{operator.lines()[-3000:]}"
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _stock(rig: Rig, where: Field) -> dict[str, str]:
+    """Return the resourceVersion of every Ready VM by uid: it stays while nobody writes."""
+    found: dict[str, str] = {}
+    async for page in rig.client.list_pages(POOLEDVMS, where.namespace):
+        for raw in page.items:
+            if raw["status"]["phase"] == "Ready" and "deletionTimestamp" not in raw["metadata"]:
+                found[raw["metadata"]["uid"]] = raw["metadata"]["resourceVersion"]
+    return found
+
+
+async def _floor(rig: Rig, where: Field, size: int) -> dict[str, float]:
+    options: dict[str, Any] = {**rig.access(where), "install": INSTALL_ID, "count": size}
+    began = time.monotonic()
+    figures = await measured("cold_start", options)
+    return {**figures, "seconds": time.monotonic() - began}
+
+
+def _with_growth(runs: list[tuple[dict[str, float], dict[str, float]]]) -> list[Pair]:
+    """Return the pairs with one growth for all of them: a single pair is too few starts for so small a difference."""
+    ours: dict[str, float] = {}
+    floor: dict[str, float] = {}
+    for one, other in runs:
+        _keep_least(ours, one)
+        _keep_least(floor, other)
+    whole = (growth(ours), growth(floor))
+    return [Pair({**one, "growth": whole[0]}, {**other, "growth": whole[1]}) for one, other in runs]
+
+
+def _keep_least(kept: dict[str, float], figures: dict[str, float]) -> None:
+    for name, value in figures.items():
+        kept[name] = min(value, kept.get(name, value))
+
+
+def _named(figures: dict[str, float], size: int) -> dict[str, float]:
+    return {f"{name}_{size}": value for name, value in figures.items()}
