@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     """Least time between two rounds of one object: events that come together are decided on together."""
     round_share: float = Field(default=0.1, gt=0.0, le=1.0)
     """Most of one core that the rounds of one object take: large pools are looked at less often than small ones."""
-    round_pause_longest_seconds: float = Field(default=0.25, ge=0.0, le=10.0)
+    round_pause_longest_seconds: float = Field(default=0.05, ge=0.0, le=10.0)
     """Longest pause that the share makes between two rounds, however much there is to decide."""
     resync_seconds: float = Field(default=300.0, ge=1.0, le=86_400.0)
     """Longest time between two rounds of one object, whatever happens."""

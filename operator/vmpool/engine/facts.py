@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from sys import intern
 from typing import Any
 
 from vmpool.api import keys
@@ -24,18 +25,19 @@ def vm_facts(raw: dict[str, Any]) -> VM:
     claim = spec.get("claim")
     return VM(
         uid=meta["uid"],
-        namespace=meta["namespace"],
+        # What thousands of VMs have in common is kept once.
+        namespace=intern(meta["namespace"]),
         name=meta["name"],
         resource_version=meta["resourceVersion"],
         created_at=moment(meta.get("creationTimestamp")) or EPOCH,
-        pool=spec["pool"],
-        pool_uid=spec["poolUid"],
-        provider=spec["provider"],
-        phase=status.get("phase", Phase.PENDING),
+        pool=intern(spec["pool"]),
+        pool_uid=intern(spec["poolUid"]),
+        provider=intern(spec["provider"]),
+        phase=intern(status.get("phase") or Phase.PENDING.value),
         generation=meta.get("generation", 0),
         deleting="deletionTimestamp" in meta,
         held=keys.FINALIZER_MACHINE in meta.get("finalizers", ()),
-        digest=spec.get("templateDigest", ""),
+        digest=intern(spec.get("templateDigest", "")),
         host_name=spec.get("hostName", ""),
         request_id=spec.get("requestId", ""),
         retry_count=spec.get("retryCount", 0),
@@ -63,7 +65,7 @@ def _claim(raw: dict[str, Any]) -> ClaimFacts:
 
 def _step(raw: dict[str, Any]) -> StepFacts:
     return StepFacts(
-        name=raw["name"],
+        name=intern(raw["name"]),
         started_at=moment(raw.get("startedAt")),
         finished_at=moment(raw.get("finishedAt")),
         retries=raw.get("retries", 0),

@@ -175,8 +175,10 @@ class Client:
                 field_selector=field_selector,
                 label_selector=label_selector,
             )
-            yield page
             continue_ = page.continue_
+            yield page
+            # Decoded, a page is ten times its size: two of them need not be there at once.
+            del page
             if not continue_:
                 return
 

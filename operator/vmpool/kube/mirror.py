@@ -266,6 +266,7 @@ class Mirror(Generic[T]):
             async for page in pages:
                 version = int(page.resource_version)
                 entries += map(self._store.entry_of, page.items)
+                del page
         self.stats.lists += 1
         self.stats.listed_objects += len(entries)
         # Lists and answers to writes are true at a quorum, so only a restored server can be behind them.

@@ -12,17 +12,15 @@ LOOK_FIRST: Final = timedelta(milliseconds=150)
 LOOK_LONGEST: Final = timedelta(seconds=5)
 """Longest such pause: what fails early is noticed early."""
 LOOK_SHARE: Final = 0.2
-"""The pause grows with the time already waited: at most this share is added by looking too late."""
+"""The pause grows with the time already waited, or with how late it is: this share at most is added by looking."""
 FINE_FIRST: Final = timedelta(milliseconds=30)
 """Shortest pause around the time at which the machine should be done."""
 FINE_SHARE: Final = 0.04
 """Of the expected time, the pause around it."""
-FINE_UNTIL: Final = 1.2
-"""Times the expected time: later than that it is as if nothing were known."""
 EARLY: Final = 0.97
 """Of the quickest of its kind is expected, so that a provider that has become quicker is found out."""
-REMEMBERED: Final = 20
-"""Durations of one kind that are remembered: a provider that has become slower is believed after so many."""
+REMEMBERED: Final = 200
+"""Durations of one kind that are remembered: more than are begun together, so that one slow wave is not the rule."""
 CROWD: Final = timedelta(microseconds=1250)
 """For each machine that is changing, the grid on which looks fall grows by so much: those of a crowd come together."""
 TICKS: Final = 12
@@ -39,8 +37,8 @@ def look_pause(waited: timedelta, expected: timedelta | None = None) -> timedelt
     if expected is not None:
         if waited < expected:
             return min(max(expected - waited, FINE_FIRST), LOOK_LONGEST)
-        if waited < expected * FINE_UNTIL:
-            return min(max(FINE_FIRST, expected * FINE_SHARE), LOOK_LONGEST)
+        late = (waited - expected) * LOOK_SHARE
+        return min(max(FINE_FIRST, expected * FINE_SHARE, late), LOOK_LONGEST)
     return min(max(LOOK_FIRST, waited * LOOK_SHARE), LOOK_LONGEST)
 
 

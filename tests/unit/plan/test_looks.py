@@ -10,9 +10,9 @@ from vmpool.plan.looks import (
     EARLY,
     FINE_FIRST,
     FINE_SHARE,
-    FINE_UNTIL,
     LOOK_FIRST,
     LOOK_LONGEST,
+    LOOK_SHARE,
     TICKS,
     expected_duration,
     look_pause,
@@ -44,8 +44,7 @@ def test_what_takes_as_long_as_expected_is_seen_soon_after_it_is_done(took: time
         at += look_pause(at, expected)
         looks += 1
     assert at - took <= max(FINE_FIRST, expected * FINE_SHARE)
-    # Those before are bounded by the longest pause, those around by the fine steps up to FINE_UNTIL.
-    assert looks <= took / LOOK_LONGEST + 2 + (FINE_UNTIL - 1.0) / FINE_SHARE
+    assert looks <= took / LOOK_LONGEST + 2, "before it should be done hardly anybody looks"
 
 
 @PLANS
@@ -54,9 +53,14 @@ def test_no_look_is_later_than_the_longest_pause_nor_at_once(waited: timedelta, 
     assert FINE_FIRST <= look_pause(waited, expected) <= LOOK_LONGEST
 
 
-def test_far_beyond_the_expected_time_nothing_is_expected_any_more() -> None:
-    late = timedelta(seconds=10) * FINE_UNTIL
-    assert look_pause(late, timedelta(seconds=10)) == look_pause(late)
+@PLANS
+@given(expected=DURATIONS, times=st.floats(1.0, 5.0))
+def test_what_is_late_is_looked_at_within_a_share_of_its_lateness(expected: timedelta, times: float) -> None:
+    took = expected * times
+    at = timedelta(0)
+    while at < took:
+        at += look_pause(at, expected)
+    assert at - took <= max(FINE_FIRST, expected * FINE_SHARE, (took - expected) * LOOK_SHARE)
 
 
 def test_the_quickest_is_expected_and_a_little_earlier() -> None:
