@@ -20,7 +20,7 @@ from vmpool.kube.kinds import POOLEDVMS
 from vmpool.kube.resource import Json
 
 COUNT = 50
-DELETIONS = 20
+DELETIONS = 10
 ROOM = 10
 """VMs that the pool may have beyond its replicas: without any, a successor waits until its predecessor is forgotten."""
 DELETE_SECONDS = {"instant": 0.0, "1s": 1.0}

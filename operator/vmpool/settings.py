@@ -40,9 +40,9 @@ class Settings(BaseSettings):
     round_pause_seconds: float = Field(default=0.005, ge=0.0, le=10.0)
     """Least time between two rounds of one object: events that come together are decided on together."""
     round_share: float = Field(default=0.1, gt=0.0, le=1.0)
-    """Most of one core that the rounds of one object take: large pools are looked at less often than small ones."""
+    """Share of one core for the rounds of one object: the more a round costs, the longer the pause after it."""
     round_pause_longest_seconds: float = Field(default=0.05, ge=0.0, le=10.0)
-    """Longest pause that the share makes between two rounds, however much there is to decide."""
+    """Longest pause for the share's sake: a large pool may take more than its share, but answers as soon as this."""
     resync_seconds: float = Field(default=300.0, ge=1.0, le=86_400.0)
     """Longest time between two rounds of one object, whatever happens."""
     error_pause_seconds: float = Field(default=0.5, ge=0.01, le=60.0)

@@ -63,7 +63,7 @@ class Effects:
         self.template = template
         self.readiness = readiness
         self.outlook = outlook
-        self.durations = durations or Durations()
+        self.durations = durations
         self.urgency = Urgency.REFILL
 
     async def run(self, action: VMAction) -> timedelta | None:  # one line an action is the clearest table
@@ -152,12 +152,17 @@ class Effects:
         waited = asked - boot_began(vm)
         after = self.world.sights.of(vm.uid)
         if after.state == MachineState.RUNNING != before.state and vm.phase == Phase.PENDING:
-            self.durations.took(vm.provider, Step.BOOT, waited)
+            self._took(vm, Step.BOOT, waited)
         unchanged = (before.state, before.addresses, before.misses) == (after.state, after.addresses, 0)
         if not unchanged:
             return None
-        pause = look_pause(waited, self._expected(vm, Step.BOOT))
-        return on_grid(asked + pause, self.outlook.grid) - asked
+        due = on_grid(asked + look_pause(waited, self._expected(vm, Step.BOOT)), self.outlook.grid)
+        deadline: datetime = boot_began(vm) + self.readiness.timeout
+        return max(min(due, deadline) - self.world.now(), timedelta())
+
+    def _took(self, vm: VM, step: Step, span: timedelta) -> None:
+        if self.durations is not None:
+            self.durations.took(vm.provider, step, span)
 
     def _expected(self, vm: VM, step: Step) -> timedelta | None:
         return self.outlook.expected.get((vm.provider, step))
@@ -169,6 +174,7 @@ class Effects:
 
     async def _probe(self, vm: VM, address: str, port: int) -> timedelta | None:
         ok = await probe(self.world, vm, address, port)
+        self.world.sights.probed(vm.uid, ok=ok, now=self.world.now())
         return None if ok else look_pause(self.world.now() - boot_began(vm))
 
     async def _ready(self, vm: VM, addresses: tuple[str, ...], now: datetime) -> None:
@@ -201,7 +207,7 @@ class Effects:
         asked = self.world.sights.of(vm.uid).deletion_asked_at
         if how_far is Deletion.GONE:
             if asked is not None and not self.world.sights.of(vm.uid).misses:
-                self.durations.took(vm.provider, Step.DESTROY, now - asked)
+                self._took(vm, Step.DESTROY, now - asked)
             self._missed(vm)
             return None
         self.world.sights.deleting(vm.uid, now)

@@ -95,15 +95,21 @@ class Engine:
         task.add_done_callback(lambda done: self._ended(uid, done))
 
     def _ended(self, uid: str, task: asyncio.Task[None]) -> None:
-        self._loops.pop(uid, None)
+        if uid in self._loops and self._loops[uid][1] is task:
+            del self._loops[uid]
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._broken.put_nowait(error)
 
     def _start_pool(self, pool: PoolFacts) -> None:
-        if pool.uid not in self._loops:
+        # Each by itself: one may have ended while the other did not notice that the object was gone for a moment.
+        if not self._runs(pool.uid):
             self._start(pool.uid, PoolLoop(self.world, pool))
+        if not self._runs(_probes_of(pool.uid)):
             self._start(_probes_of(pool.uid), ProbeLoop(self.world, pool))
+
+    def _runs(self, uid: str) -> bool:
+        return uid in self._loops and not self._loops[uid][1].done()
 
     def _start_provider(self, obj: ProviderObject) -> None:
         if obj.uid not in self._loops:

@@ -60,10 +60,10 @@ def fingerprint(obj: ProviderObject, secret: Mapping[str, str]) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-async def listing(lane: Lane, page: timedelta) -> list[Machine]:
+async def listing(lane: Lane, page: timedelta, operation: str = "list") -> list[Machine]:
     """Return every machine of ours, through the lane; ``page`` is the patience with one page. Raises as the lane."""
     return await lane.call(
-        "list", Slots.OBSERVE, Urgency.REFILL, lambda p: collect(p, page), limit=page * PAGES_OF_PATIENCE
+        operation, Slots.OBSERVE, Urgency.REFILL, lambda p: collect(p, page), limit=page * PAGES_OF_PATIENCE
     )
 
 

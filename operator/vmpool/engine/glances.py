@@ -5,6 +5,7 @@ no provider likes; one listing tells the same.
 """
 
 import asyncio
+import copy
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 from vmpool.engine import farside
 from vmpool.engine.lane import Lane, Slots, Urgency
 from vmpool.providers.base import Machine
+from vmpool.providers.errors import ProviderError
 
 GATHER_SECONDS: Final = 0.005
 """How long a look waits for others to join it: less than one request takes."""
@@ -26,9 +28,19 @@ Listing = asyncio.Task[Mapping[str, Machine]]
 class Glances:
     """The looks at one provider's machines; bounded by its PooledVMs, which have one effect at a time each."""
 
-    def __init__(self, lane: Lane, machines: Callable[[], int], page: Callable[[], timedelta]) -> None:
-        """``machines`` says how many the provider has, ``page`` how long one page of a listing may take."""
+    def __init__(
+        self,
+        lane: Lane,
+        machines: Callable[[], int],
+        page: Callable[[], timedelta],
+        count: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """``machines`` says how many the provider has, ``page`` how long one page of a listing may take.
+
+        ``count`` is called for each look with what answered it: ``get`` or ``listing``.
+        """
         self._lane = lane
+        self._count = count
         self._machines = machines
         self._page = page
         self._together = 0
@@ -46,9 +58,11 @@ class Glances:
             if self._together > max(FEW, self._machines() * LISTING_SHARE):
                 machine = (await self._listed()).get(machine_id)
                 if machine is not None:
+                    self._count("listing")
                     return machine
         finally:
             self._together -= 1
+        self._count("get")
         return await self._lane.call("get", Slots.OBSERVE, Urgency.REFILL, lambda p: p.get(machine_id))
 
     def stop(self) -> None:
@@ -63,10 +77,20 @@ class Glances:
             self._next = asyncio.create_task(self._list_after(self._running))
             # Everybody who waited may have been cancelled: then its error is nobody's.
             self._next.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await asyncio.shield(self._next)
+        try:
+            return await asyncio.shield(self._next)
+        except ProviderError as error:
+            # One error for each: whoever raises it writes its own way into it.
+            raise copy.copy(error) from None
 
     async def _list_after(self, before: Listing | None) -> Mapping[str, Machine]:
         if before is not None:
             await asyncio.wait([before])
-        self._running, self._next = self._next, None
-        return {machine.id: machine for machine in await farside.listing(self._lane, self._page())}
+        this = self._running = self._next
+        self._next = None
+        try:
+            return {machine.id: machine for machine in await farside.listing(self._lane, self._page(), "glance")}
+        finally:
+            if self._running is this:
+                # Thousands of machines are not kept until the next one.
+                self._running = None

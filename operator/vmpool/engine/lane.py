@@ -102,6 +102,8 @@ class Lane:
         self._shut = False
         self.on_trouble: Callable[[], None] = lambda: None
         """Called when a call failed in a way that speaks of the provider's health."""
+        self.on_switch: Callable[[], None] = lambda: None
+        """Called when the circuit opens or closes."""
         self.configure(spec)
 
     def configure(self, spec: VMProviderSpec) -> None:
@@ -189,9 +191,12 @@ class Lane:
 
     def _judge(self, error: ProviderError | None) -> None:
         """Tell the breaker. An error that speaks of one request only proves that the provider answers."""
+        before = self.breaker.state
         if error is not None and error.counts_against_circuit:
             self.breaker = self.breaker.failed(datetime.now(UTC), error.reason)
             self.on_trouble()
         else:
             self.breaker = self.breaker.succeeded()
+        if self.breaker.state is not before:
+            self.on_switch()
         self._metrics.circuit.labels(*self._labels).set(self.breaker.state is not Circuit.CLOSED)

@@ -20,9 +20,9 @@ T = TypeVar("T")
 class Loop(ABC):
     """Runs ``round`` when woken, when a moment has come, and at the latest after the resync time.
 
-    A thousand wakes during a round are one more round, and what rounds cost decides how often they are made: a small
-    pool answers within milliseconds, a large one never takes more than its share of the processor. An unforeseen
-    error is logged, counted and answered by a growing pause: one object's trouble never ends another's loop.
+    A thousand wakes during a round are one more round, and what a round costs decides how long the loop rests after
+    it. An unforeseen error is logged, counted and answered by a growing pause: one object's trouble never ends
+    another's loop.
     """
 
     kind: ClassVar[str]
@@ -134,9 +134,12 @@ class Work:
 
 
 def round_pause(spent: float, settings: Settings) -> float:
-    """Return the pause after a round that took ``spent`` seconds of work: rounds get their share of one core."""
+    """Return the pause after a round that took ``spent`` seconds of work.
+
+    Rounds get their share of one core, and more where the pause for that would be longer than the longest.
+    """
     share = spent * (1.0 / settings.round_share - 1.0)
-    return min(max(settings.round_pause_seconds, share), settings.round_pause_longest_seconds)
+    return max(settings.round_pause_seconds, min(share, settings.round_pause_longest_seconds))
 
 
 class Done(Exception):

@@ -96,7 +96,7 @@ class PoolLoop(Loop):
     def _snapshot(self, pool: PoolFacts, now: datetime) -> PoolSnapshot:
         vms = self.world.vms_of_pool(pool.uid)
         self._note_ready(vms_ready=frozenset(vm.uid for vm in vms if vm.phase == Phase.READY), pool=pool)
-        changing = sum(1 for vm in vms if vm.phase == Phase.PENDING)
+        changing = sum(1 for vm in vms if vm.phase == Phase.PENDING and vm.machine_id)
         providers: dict[str, ProviderFacts] = {}
         # A VM's provider may have left the pool's list: its machine must still be watched and destroyed.
         for name in {share.name for share in pool.spec.providers} | {vm.provider for vm in vms}:
@@ -176,6 +176,9 @@ class PoolLoop(Loop):
             finally:
                 del self._creating[key]
                 self.world.creating[where] -= 1
+                if self.world.creating[where] == 0 and (view := self.world.views.get(where)) is not None:
+                    # A create that was refused has given its room back, and no object tells of it.
+                    view.wake()
 
         self.doing.start(key, action, work)
 

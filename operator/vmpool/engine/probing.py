@@ -8,6 +8,7 @@ from datetime import datetime
 
 from vmpool.engine.loop import Done, Loop
 from vmpool.engine.world import World
+from vmpool.plan.lifecycle import Phase
 from vmpool.plan.looks import next_tick
 from vmpool.plan.probes import probes_due
 from vmpool.plan.snapshot import VM, PoolFacts
@@ -51,57 +52,82 @@ class ProbeLoop(Loop):
 
     async def _probe(self, vms: list[VM], port: int) -> None:
         """Probe with as many workers as probes may be in flight; tell the pool when one was not answered."""
-        turns = iter(vms)
-        workers = min(len(vms), self.settings.probes_in_flight)
-        failed = await asyncio.gather(*(self._work(turns, port) for _ in range(workers)))
-        if any(failed):
-            self.world.wake_pool(self.uid)
+        turns, silent = iter(vms), set[str]()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(len(vms), self.settings.probes_in_flight)):
+                    group.create_task(self._work(turns, port, silent))
+        finally:
+            if silent:
+                self.world.wake_pool(self.uid)
 
-    async def _work(self, turns: Iterator[VM], port: int) -> bool:
-        failed = False
+    async def _work(self, turns: Iterator[VM], port: int, silent: set[str]) -> None:
         for vm in turns:
-            failed = not await probe(self.world, vm, vm.addresses[0], port) or failed
-        return failed
+            address = vm.addresses[0]
+            if not self._still(vm, address):
+                continue
+            ok = await probe(self.world, vm, address, port)
+            # Claimed, gone or moved in the meantime: then the answer is about nothing that is there.
+            if self._still(vm, address):
+                self.world.sights.probed(vm.uid, ok=ok, now=self.world.now())
+                if not ok:
+                    silent.add(vm.uid)
+
+    def _still(self, vm: VM, address: str) -> bool:
+        now = self.world.vm(vm.uid)
+        return now is not None and now.phase == Phase.READY and now.claim is None and now.addresses[:1] == (address,)
 
 
 async def probe(world: World, vm: VM, address: str, port: int) -> bool:
-    """Say whether a VM answers, and remember it."""
+    """Say whether a VM answers at this address, within the bound on probes of the whole process."""
     async with world.probes:
         ok = await answers(address, port, world.settings.probe_timeout_seconds)
-    world.sights.probed(vm.uid, ok=ok, now=world.now())
     world.metrics.probes.labels(vm.namespace, vm.pool, "answered" if ok else "silent").inc()
     return ok
 
 
 async def answers(address: str, port: int, timeout: float) -> bool:
-    """Say whether a TCP connection to an IP address is accepted in time.
+    """Say whether a TCP connection is accepted in time.
 
-    A bare socket: streams and their buffers are for talking, and cost four times as much.
+    An IP address, which is what providers give, costs a bare socket: streams and their buffers are for talking, and
+    cost four times as much. A name is looked up first.
     """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    if family == socket.AF_INET and not _is_ipv4(address):
-        # Providers promise IP addresses. A name would be looked up while everything else waits.
+    family = _family(address)
+    if family is None:
+        return await _answers_by_name(address, port, timeout)
+    try:
+        with socket.socket(family) as caller:
+            caller.setblocking(False)
+            status = caller.connect_ex((address, port))
+            if status == errno.EINPROGRESS:
+                status = await _outcome(caller, timeout)
+    except OSError:
+        # Such as a family that this host does not have.
         return False
-    with socket.socket(family) as probe:
-        probe.setblocking(False)
-        try:
-            status = probe.connect_ex((address, port))
-        except OSError:
-            return False
-        if status == errno.EINPROGRESS:
-            status = await _outcome(probe, timeout)
     return status == 0
 
 
-def _is_ipv4(address: str) -> bool:
+def _family(address: str) -> socket.AddressFamily | None:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, address)
+        except (OSError, ValueError):
+            continue
+        return family
+    return None
+
+
+async def _answers_by_name(name: str, port: int, timeout: float) -> bool:
     try:
-        socket.inet_pton(socket.AF_INET, address)
-    except OSError:
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(name, port)
+    except (OSError, ValueError, TimeoutError):
         return False
+    writer.close()
     return True
 
 
-async def _outcome(probe: socket.socket, timeout: float) -> int:
+async def _outcome(caller: socket.socket, timeout: float) -> int:
     """Return the error number with which a connection attempt ended: 0 for none."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[bool] = loop.create_future()
@@ -110,11 +136,11 @@ async def _outcome(probe: socket.socket, timeout: float) -> int:
         if not ended.done():
             ended.set_result(in_time)
 
-    loop.add_writer(probe.fileno(), end, True)
+    loop.add_writer(caller.fileno(), end, True)
     late = loop.call_later(timeout, end, False)
     try:
         in_time = await ended
     finally:
         late.cancel()
-        loop.remove_writer(probe.fileno())
-    return probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if in_time else errno.ETIMEDOUT
+        loop.remove_writer(caller.fileno())
+    return caller.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if in_time else errno.ETIMEDOUT

@@ -46,7 +46,10 @@ class ProviderLoop(Loop):
         self.lane = Lane(obj.namespace, obj.name, obj.spec, world.metrics)
         self.verdict = Verdict()
         self.glances = Glances(
-            self.lane, lambda: world.vms.count(BY_PROVIDER, self.key), lambda: self.obj.spec.timeouts.observe
+            self.lane,
+            lambda: world.vms.count(BY_PROVIDER, self.key),
+            lambda: self.obj.spec.timeouts.observe,
+            lambda how: world.metrics.looks.labels(*self.key, how).inc(),
         )
         self.stragglers = Stragglers(world, self)
         self._session: Provider | None = None
@@ -65,7 +68,10 @@ class ProviderLoop(Loop):
         self._trouble = False
         self._status_at: datetime | None = None
         self._counts_wait = False
+        self._looked = False
+        self._told: ProviderFacts | None = None
         self.lane.on_trouble = self._note_trouble
+        self.lane.on_switch = self._tell_again
 
     def __str__(self) -> str:
         return "/".join(self.key)
@@ -95,6 +101,7 @@ class ProviderLoop(Loop):
             reason=reason,
             message=message,
             stalled=self.verdict.stalled,
+            settling=not self._looked,
             deleting=obj.deleting,
             room=max(0, obj.spec.limits.machines - taken),
             listed_at=self._listed_at if reachable else None,
@@ -109,13 +116,19 @@ class ProviderLoop(Loop):
     # --- one round -------------------------------------------------------------------------------
 
     async def round(self, now: datetime) -> datetime | None:
-        """Verify, hold, list, tell."""
+        """Verify, hold, list, tell; the pools hear what changed however the round ends."""
+        try:
+            return await self._round(now)
+        finally:
+            self._looked = True
+            self._tell()
+
+    async def _round(self, now: datetime) -> datetime | None:
         obj = self.world.provider(self.uid)
         if obj is None:
             raise Done
         self.obj = obj
         self.lane.configure(obj.spec)
-        before = self.facts()
         if self._verify_due(obj, now):
             self._verified_at, self._trouble = now, False
             await self._verify(obj)
@@ -127,14 +140,23 @@ class ProviderLoop(Loop):
         await self._settle(now)
         if self._counts_wait:
             due = min(due, now + timedelta(seconds=self.settings.machines_pause_seconds))
-        after = self.facts()
-        if (before.usable, before.reachable, before.reason) != (after.usable, after.reachable, after.reason):
-            log.info("provider_verdict", provider=str(self), reason=after.reason, why=after.message)
-        if _news_for_pools(before, after):
-            self._wake_pools()
         if self.lane.breaker.open_until is not None and self.lane.breaker.state is not Circuit.CLOSED:
             due = min(due, max(self.lane.breaker.open_until, now + timedelta(milliseconds=100)))
         return due
+
+    def _tell(self) -> None:
+        """Wake the pools if they may decide differently than when they were told last."""
+        told, self._told = self._told, _verdict(self.facts())
+        if told == self._told:
+            return
+        if told is None or (told.usable, told.reason) != (self._told.usable, self._told.reason):
+            log.info("provider_verdict", provider=str(self), reason=self._told.reason, why=self._told.message)
+        self._wake_pools()
+
+    def _tell_again(self) -> None:
+        """For a while it was something else than what is told: who looked then must look again."""
+        self._told = None
+        self.wake()
 
     async def closed(self) -> None:
         """Close the session; whoever still waits in the lane is told that it is closed."""
@@ -146,6 +168,7 @@ class ProviderLoop(Loop):
 
     async def _close_session(self) -> None:
         session, self._session, self.lane.session = self._session, None, None
+        self._told = None
         if session is not None:
             await session.close()
 
@@ -237,6 +260,9 @@ class ProviderLoop(Loop):
             log.warning("listing_failed", provider=str(self), reason=error.reason, error=error.message)
             self._list_wanted = True
             return now + max(pause, error.retry_after or timedelta())
+        except BaseException:
+            self._list_wanted = True
+            raise
         if self._listed(machines, began) or waited_for:
             self._wake_pools()
         await self.stragglers.look(machines, began)
@@ -365,13 +391,9 @@ class ProviderLoop(Loop):
             self.world.events.emit(ref, "Warning", new.reason, new.message)
 
 
-def _news_for_pools(before: ProviderFacts, after: ProviderFacts) -> bool:
-    """Say whether a pool may decide differently now.
+def _verdict(facts: ProviderFacts) -> ProviderFacts:
+    """Return what pools decide on.
 
     How much room is left matters only where there was none, and what a listing told has woken whom it concerns.
     """
-    return _verdict(before) != _verdict(after)
-
-
-def _verdict(facts: ProviderFacts) -> ProviderFacts:
     return replace(facts, room=bool(facts.room), listed_at=None)

@@ -72,7 +72,7 @@ class Sights(Mapping[str, Sight]):
     def listed(
         self, vms: Iterable[VM], machines: Mapping[str, Machine], tokens: Mapping[str, Machine], began: datetime
     ) -> bool:
-        """Apply a complete listing, by id and by token; say whether it told anything new.
+        """Apply a complete listing, by id and by token; say whether it told anything that a plan may wait for.
 
         Only VMs that existed when it began may be missed by it.
         """
@@ -81,9 +81,11 @@ class Sights(Mapping[str, Sight]):
             machine = machines.get(vm.machine_id or vm.adopt) or tokens.get(vm.uid)
             sight = self.of(vm.uid)
             if machine is None:
-                if vm.created_at < began and not sight.unlisted and (vm.machine_id or sight.misses):
-                    self._change(vm.uid, unlisted=True)
+                if vm.created_at < began and (vm.machine_id or sight.misses):
+                    # Missing again is news as well: when a listing began is part of the proof.
                     news = True
+                    if not sight.unlisted:
+                        self._change(vm.uid, unlisted=True)
             elif sight.looked_at is None or sight.looked_at < began:
                 news = self._see_listed(vm.uid, sight, machine, began) or news
         return news

@@ -44,7 +44,7 @@ def look_pause(waited: timedelta, expected: timedelta | None = None) -> timedelt
 
 def look_grid(changing: int) -> timedelta:
     """Return the grid for the looks of a pool of which ``changing`` machines are on their way."""
-    return CROWD * changing
+    return min(CROWD * changing, LOOK_LONGEST)
 
 
 def on_grid(due: datetime, grid: timedelta) -> datetime:

@@ -232,6 +232,9 @@ def _spread(seen: PoolSnapshot, count: int) -> list[CreateVM]:
     """Share creates out over the usable providers by weight, failed work first."""
     have = Counter(vm.provider for vm in seen.vms) + Counter(seen.creating)
     weights = {share.name: share.weight for share in seen.pool.spec.providers}
+    if _settling(seen):
+        # In a moment it may be usable: those that were looked at first must not get its share.
+        return []
     room = {
         name: provider.room for name, provider in seen.providers.items() if provider.usable and weights.get(name, 0) > 0
     }
@@ -249,8 +252,16 @@ def _spread(seen: PoolSnapshot, count: int) -> list[CreateVM]:
     return made
 
 
+def _settling(seen: PoolSnapshot) -> str:
+    """Return the name of a provider that should get machines and was not looked at yet; empty when there is none."""
+    names = (share.name for share in seen.pool.spec.providers if share.weight)
+    return next((name for name in names if name in seen.providers and seen.providers[name].settling), "")
+
+
 def _provider_trouble(seen: PoolSnapshot) -> str:
     """Say in a clause why no provider takes another machine."""
+    if name := _settling(seen):
+        return f"VMProvider {name} is being looked at for the first time"
     for share in seen.pool.spec.providers:
         provider = seen.providers.get(share.name)
         if not share.weight:

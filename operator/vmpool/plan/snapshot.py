@@ -201,6 +201,8 @@ class ProviderFacts:
     message: str = ""
     stalled: bool = False
     """It will not get better without a human."""
+    settling: bool = False
+    """Nobody has looked at it yet: whether it can be used is not known."""
     deleting: bool = False
     """Its object is being deleted: what it has is drained."""
     room: int = 0

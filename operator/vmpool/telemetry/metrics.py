@@ -40,6 +40,9 @@ class Metrics:
             buckets=SECONDS,
             registry=r,
         )
+        self.looks = Counter(
+            "vmpool_looks_total", "Looks at single machines, by what answered.", (*provider, "answer"), registry=r
+        )
         self.lane_waiting = Gauge(
             "vmpool_lane_waiting", "Calls that wait for a slot of their lane.", (*provider, "slots"), registry=r
         )

@@ -160,3 +160,8 @@ async def test_work_passes_errors_and_cancellation_on() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert heard == ["cancelled"]
+
+
+def test_the_least_pause_holds_whatever_the_longest_one_is() -> None:
+    assert round_pause(0.0, Settings(round_pause_seconds=1.0)) == 1.0
+    assert round_pause(9.0, Settings()) == Settings().round_pause_longest_seconds

@@ -59,3 +59,13 @@ def test_only_living_objects_are_kept() -> None:
     sights.missed("u2", NOW)
     sights.keep(["u2"])
     assert list(sights) == ["u2"]
+
+
+def test_a_listing_says_whether_a_plan_may_have_waited_for_it() -> None:
+    sights, one = Sights(), vm(machine_id="m1", created_at=NOW - SECOND)
+    here, nowhere = {"m1": machine()}, dict[str, Machine]()
+    assert sights.listed([one], here, {}, NOW), "seen for the first time"
+    assert not sights.listed([one], here, {}, NOW + SECOND), "as it was"
+    assert sights.listed([one], nowhere, {}, NOW + 2 * SECOND), "not there"
+    assert sights.listed([one], nowhere, {}, NOW + 3 * SECOND), "not there again, in a listing that proves more"
+    assert sights.listed([one], here, {}, NOW + 4 * SECOND), "there after all"

@@ -48,6 +48,18 @@ def test_absent_replicas_of_a_new_pool_are_none() -> None:
     assert plan.counts.desired == 0
 
 
+def test_weights_wait_for_a_provider_that_was_not_looked_at_yet() -> None:
+    """After a start the first answer must not decide where all machines go; one that is down does not hold others."""
+    shares = [{"name": EAST, "weight": 3}, {"name": WEST, "weight": 1}]
+    unseen = replace(provider(EAST), usable=False, reachable=False, settling=True)
+    seen = snapshot(of=spec(replicas=4, providers=shares), providers={EAST: unseen, WEST: provider(WEST)})
+    plan = plan_pool(seen, NOW)
+    assert plan.actions == ()
+    assert EAST in plan.held_back
+    looked = replace(seen, providers={EAST: replace(unseen, settling=False), WEST: provider(WEST)})
+    assert [action.provider for action in of_kind(plan_pool(looked, NOW), CreateVM)] == [WEST] * 4
+
+
 def test_surplus_goes_in_order_of_time_to_usable() -> None:
     seen = snapshot(
         vm("ready-old", phase_since=soon(minutes=-50)),
