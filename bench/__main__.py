@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,8 @@ def stage(folder: Path, console: Console) -> Iterator[tuple[ControlPlane, SimClo
     plane = ControlPlane(Home(folder / "plane"), binaries, throwaway=True)
     (folder / "cloud").mkdir()
     cloud = SimCloud(folder / "cloud")
+    # A terminated run takes the way of an interrupted one: what it has started ends with it.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         plane.start()
         files = [f"--filename={file}" for file in sorted(CRDS.glob("*.yaml"))]
@@ -81,6 +84,7 @@ def stage(folder: Path, console: Console) -> Iterator[tuple[ControlPlane, SimClo
     finally:
         cloud.stop()
         plane.stop()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _table(result: Result) -> Table:
