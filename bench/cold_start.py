@@ -1,6 +1,7 @@
 """``cold_start``: what a new operator process costs until it has its first plan, over fields that are full already."""
 
 import asyncio
+import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -9,8 +10,7 @@ from typing import Any
 from tests.waiting import until
 
 from bench.figures import Pair, Promise, Result
-from bench.floor_read import measured
-from bench.processes import Operator
+from bench.processes import Operator, child_figures
 from bench.rig import INSTALL_ID, Field, Rig
 from bench.stock import stocked
 from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
@@ -140,7 +140,7 @@ async def _stock(rig: Rig, where: Field) -> dict[str, str]:
 async def _floor(rig: Rig, where: Field, size: int) -> dict[str, float]:
     options: dict[str, Any] = {**rig.access(where), "install": INSTALL_ID, "count": size}
     began = time.monotonic()
-    figures = await measured("cold_start", options)
+    figures = await child_figures("bench.floor_read", "cold_start", json.dumps(options))
     return {**figures, "seconds": time.monotonic() - began}
 
 

@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from bench.figures import Figures, Pair, Promise, Result
+from bench.floor import REQUESTS
 from bench.processes import Floor
 from bench.rig import Field, Rig, since
 
 COUNT = 500
-FLOOR_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ async def _floor(rig: Rig, variant: Variant) -> Figures:
         **rig.access(where),
         count=variant.count,
         # It decides nothing, so it gains nothing from a queue at the cloud: it asks for what is made at a time.
-        pending=(variant.slots or variant.pending) if variant.machine_seconds else FLOOR_AT_ONCE,
+        pending=(variant.slots or variant.pending) if variant.machine_seconds else REQUESTS,
         machine_seconds=variant.machine_seconds,
     )
 

@@ -27,7 +27,7 @@ from vmpool.providers import registry
 from vmpool.providers.base import Machine, MachineState, Provider
 
 REQUESTS = 32
-"""Requests in flight, as the operator's default."""
+"""Requests in flight, as the operator's default: so many VMs the floor makes at a time where nothing else bounds it."""
 CALLS = 20
 """Provider calls in flight, as a provider's default."""
 POLL_SECONDS = 0.05

@@ -1,11 +1,10 @@
 """The floor of starting and of holding: a bare client that reads a field once and decides nothing.
 
-Run as ``python -m bench.floor_read <task> <options as JSON>`` by ``measured``. It is a module apart from
-``bench.floor`` and imports nothing of the rig: what it imports is part of what is measured.
+Run as ``python -m bench.floor_read <task> <options as JSON>`` by ``bench.processes.child_figures``. It is a module
+apart from ``bench.floor`` and imports nothing of the rig: what it imports is part of what is measured.
 """
 
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -23,7 +22,6 @@ from vmpool.providers.simulated import SECRET_KEY, Config, SimulatedPlugin
 
 PAGE = 500
 """Objects and machines a page, as the operator's default."""
-DEADLINE_SECONDS = 60.0
 
 
 async def cold_start(client: Client, options: Mapping[str, Any]) -> Mapping[str, float]:
@@ -42,32 +40,6 @@ async def memory(client: Client, options: Mapping[str, Any]) -> Mapping[str, flo
 
 
 TASKS = {"cold_start": cold_start, "memory": memory}
-
-
-async def measured(task: str, options: Mapping[str, Any]) -> dict[str, float]:
-    """Run a task in a process of its own and return its figures.
-
-    Raises AssertionError when it fails or takes longer than ``DEADLINE_SECONDS``.
-    """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "bench.floor_read",
-        task,
-        orjson.dumps(options).decode(),
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-    )
-    try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            said, _ = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise AssertionError(f"{task} took longer than {DEADLINE_SECONDS:g} s") from None
-    assert process.returncode == 0, f"{task} ended with {process.returncode}"
-    figures: dict[str, float] = orjson.loads(said)
-    return figures
 
 
 async def _vms(client: Client, options: Mapping[str, Any]) -> list[Json]:

@@ -1,6 +1,7 @@
 """``memory``: how much more an operator that has settled keeps resident for each VM."""
 
 import asyncio
+import json
 import time
 
 import psutil
@@ -9,8 +10,7 @@ from tests.waiting import until
 
 from bench.cold_start import settled
 from bench.figures import Pair, Promise, Result
-from bench.floor_read import measured
-from bench.processes import Operator
+from bench.processes import Operator, child_figures
 from bench.rig import INSTALL_ID, Field, Rig
 from bench.stock import stocked
 
@@ -102,5 +102,6 @@ async def _most_resident(operator: Operator) -> dict[str, float]:
 
 
 async def _floor(rig: Rig, where: Field, size: int) -> dict[str, float]:
-    figures = await measured("memory", {**rig.access(where), "install": INSTALL_ID, "count": size})
+    options = {**rig.access(where), "install": INSTALL_ID, "count": size}
+    figures = await child_figures("bench.floor_read", "memory", json.dumps(options))
     return {"rss": figures["rss_kb"]}

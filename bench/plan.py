@@ -3,10 +3,8 @@
 Run as ``python -m bench.plan ours|floor`` by ``run``.
 """
 
-import asyncio
 import gc
 import json
-import os
 import statistics
 import sys
 import time
@@ -15,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from bench.figures import Figures, Pair, Promise, Result
+from bench.processes import child_figures
 from bench.rig import IMAGE, POOL, PROVIDER, Rig
 from vmpool.api import keys
 from vmpool.api.meta import format_time
@@ -43,7 +41,6 @@ COMPLETED_OF_1000 = 5
 PROBE_SECONDS = 60.0
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 MILLISECONDS = 1000.0
-CHILD_SECONDS = 300.0
 
 
 async def run(rig: Rig, pairs: int) -> Result:
@@ -51,29 +48,9 @@ async def run(rig: Rig, pairs: int) -> Result:
     runs = []
     for number in range(pairs):
         rig.say(f"pair {number + 1}")
-        runs.append(Pair(await _child("ours"), await _child("floor")))
+        # Fresh processes, because the garbage collector walks over all that its process holds.
+        runs.append(Pair(await child_figures("bench.plan", "ours"), await child_figures("bench.plan", "floor")))
     return Result("plan", runs, [Promise(f"plan_ms_{COUNTS[-1]}", 50.0)])
-
-
-async def _child(task: str) -> Figures:
-    """Run one half of a pair; a fresh process, because the garbage collector walks over all that its process holds."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "bench.plan",
-        task,
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-    )
-    try:
-        out, _ = await asyncio.wait_for(process.communicate(), CHILD_SECONDS)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, f"bench.plan {task} ended with {process.returncode}"
-    figures: dict[str, float] = json.loads(out)
-    return figures
 
 
 def measured(task: str) -> Figures:

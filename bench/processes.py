@@ -13,6 +13,8 @@ from tests import operators
 from tests.waiting import until
 
 START_SECONDS = 60.0
+CHILD_SECONDS = 300.0
+"""One half of a pair takes seconds; on a busy machine it may take many."""
 
 
 class Operator(operators.Operator):
@@ -29,6 +31,33 @@ class Operator(operators.Operator):
             return wanted in self.lines()
 
         await until(found, deadline=deadline, what=f"the operator says {event}")
+
+
+async def child_figures(module: str, *arguments: str) -> dict[str, float]:
+    """Run a module of ``bench`` in a process of its own and return the figures that it prints as JSON.
+
+    Raises AssertionError when it fails or takes longer than ``CHILD_SECONDS``.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        module,
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    try:
+        async with asyncio.timeout(CHILD_SECONDS):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        raise AssertionError(f"{module} took longer than {CHILD_SECONDS:g} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, f"{module} ended with {process.returncode}"
+    figures: dict[str, float] = json.loads(said)
+    return figures
 
 
 class Floor:

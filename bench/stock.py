@@ -2,10 +2,9 @@
 
 from typing import Any
 
+from bench.floor import REQUESTS
 from bench.processes import Floor
 from bench.rig import Field, Rig
-
-AT_ONCE = 32
 
 
 async def stocked(rig: Rig, count: int, *, provider: dict[str, Any] | None = None, **pool: Any) -> Field:
@@ -18,7 +17,7 @@ async def stocked(rig: Rig, count: int, *, provider: dict[str, Any] | None = Non
     await rig.provider(where, **(provider or {}))
     await rig.pool(where, count, **pool)
     if count:
-        floor = await Floor.start("fill", **rig.access(where), count=count, pending=AT_ONCE, machine_seconds=0.0)
+        floor = await Floor.start("fill", **rig.access(where), count=count, pending=REQUESTS, machine_seconds=0.0)
         floor.go()
         await floor.ended()
     return where

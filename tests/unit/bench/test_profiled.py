@@ -11,7 +11,9 @@ from bench import profiled
 
 
 async def worked_and_waited() -> None:
-    await asyncio.sleep(0.02)
+    somebody = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.02, somebody.set)
+    await somebody.wait()
     assert sum(range(3_000_000)) > 0
 
 
