@@ -14,7 +14,7 @@ VENV := $(CACHE)/venvs/$(PLACE)-$(PINS)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qemu-utils dnsmasq-base \
-	busybox-static linux-image-cloud-amd64 pkg-config gcc
+	busybox-static linux-image-cloud-amd64 pkg-config gcc slapd ldap-utils libldap-dev libsasl2-dev
 SUITES := tests/contract tests/control_plane tests/crash tests/e2e
 # Which benchmarks, by name; empty is all of them. Medians are over so many pairs of ours and the floor.
 BENCH ?=
@@ -35,10 +35,13 @@ $(READY):
 	@# Real machines are an extra: without libvirt's headers the rest works, and their tests say why they skip.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/libvirt.txt \
 		|| echo "note: libvirt-python could not be built; tests of real machines will skip"
+	@# So is LDAP.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/ldap.txt \
+		|| echo "note: bonsai could not be built; tests of LDAP will skip"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-system: ## Install what real machines need (Debian, root); elsewhere say what is left out.
+system: ## Install what real machines and LDAP need (Debian, root); elsewhere say what is left out.
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && [ -z "$${VMPOOL_NO_SYSTEM_PACKAGES:-}" ]; then \
 		if ! dpkg -s $(PACKAGES) > /dev/null 2>&1; then \
 			echo "installing Debian packages for real machines (VMPOOL_NO_SYSTEM_PACKAGES=1 leaves them out)"; \

@@ -30,6 +30,11 @@ def provider(name: str = "sim", **spec: Any) -> Json:
     return thing("VMProvider", name, {"type": "simulated", **spec})
 
 
+def vm_claim(name: str = "build-7", **spec: Any) -> Json:
+    """A VMClaim with what is required, and ``spec`` on top."""
+    return thing("VMClaim", name, {"requests": [{"pool": "web"}], **spec})
+
+
 def claim(identity: str = "one", **fields: Any) -> Json:
     """A claim with what is required, and ``fields`` on top."""
     return {"id": identity, "owner": "alice", "boundAt": LONG_AGO, "expiresAt": LATER, **fields}
@@ -71,6 +76,15 @@ FULL_SPECS: dict[str, Json] = {
         "limits": {"pending": 5, "creates": 4, "deletes": 3, "quarantined": 1},
         "retry": {"attempts": 3, "backoff": "500ms", "maxBackoff": "1m"},
         "update": {"strategy": "OnClaim", "maxSurge": 1, "maxUnavailable": "50%"},
+        "claims": {
+            "lifetime": "2h",
+            "maxLifetime": "48h",
+            "allowedNamespaces": ["ci", "*"],
+            "weight": 3,
+        },
+        "restName": "Web_1.large",
+        "aliases": ["web-large"],
+        "resetBefore": LONG_AGO,
         "deletionPolicy": "Force",
         "paused": True,
     },
@@ -84,6 +98,16 @@ FULL_SPECS: dict[str, Json] = {
         "retryCount": 2,
         "adopt": {"machineId": "machine-1"},
         "claim": FULL_CLAIM,
+    },
+    "vmclaims": {
+        "requests": [{"pool": "web", "count": 2}, {"alias": "web-large", "namespace": "lab", "count": 1}],
+        "requester": "alice",
+        "requesterGroups": ["developers"],
+        "lifetime": "2h",
+        "priority": 5,
+        "deadline": "10m",
+        "ttlAfterFinished": "30m",
+        "tags": {"job": "build-7"},
     },
     "vmproviders": {
         "type": "simulated",
@@ -105,6 +129,7 @@ FULL_STATUSES: dict[str, Json] = {
         "readyReplicas": 2,
         "pendingReplicas": 1,
         "claimedReplicas": 4,
+        "waitingReplicas": 2,
         "quarantinedReplicas": 1,
         "drainingReplicas": 1,
         "staleReplicas": 1,
@@ -147,6 +172,30 @@ FULL_STATUSES: dict[str, Json] = {
             }
         ],
         "attempt": 2,
+    },
+    "vmclaims": {
+        "phase": "Bound",
+        "observedGeneration": 1,
+        "conditions": [CONDITION],
+        "reason": "Bound",
+        "message": "it has its VM",
+        "position": "11-100",
+        "boundAt": LONG_AGO,
+        "expiresAt": LATER,
+        "lifetime": "2h",
+        "finishedAt": LATER,
+        "vms": [
+            {
+                "slot": 0,
+                "uid": "uid-of-vm",
+                "name": "web-a",
+                "namespace": "ci",
+                "pool": "web",
+                "hostName": "web-a.lab.example.com",
+                "address": "192.0.2.1",
+                "endReason": "Released",
+            }
+        ],
     },
     "vmproviders": {
         "observedGeneration": 1,

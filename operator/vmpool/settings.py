@@ -1,9 +1,10 @@
 """Every setting of the operator with its default and the reason for it. Read from ``VMPOOL_*`` and the command line."""
 
+import re
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -73,8 +74,145 @@ class Settings(BaseSettings):
     """How long calls in flight may take when the process is told to stop."""
     requests_in_flight: int = Field(default=32, ge=1, le=1000)
     """Most requests to the API server at once."""
+    gateway: bool = False
+    """Serve the REST API from this process too; its settings are those of ``vmpool gateway``."""
+    claim_rounds_longest_seconds: float = Field(default=30.0, ge=0.1, le=3600.0)
+    """How long the queue of VMClaims rests at most while something waits in it."""
+    claim_effects_in_flight: int = Field(default=32, ge=1, le=1000)
+    """Most claims that are being bound, ended or written at once."""
+    claim_losses: int = Field(default=20, ge=1, le=1000)
+    """How many VMs in a row one slot of a VMClaim may lose to other allocators before the queue looks anew."""
+    claim_retry_seconds: float = Field(default=3.0, ge=0.1, le=600.0)
+    """How soon a claim is tried again that could not be judged or bound although nothing is against it."""
+    claim_proof_seconds: float = Field(default=30.0, ge=0.1, le=3600.0)
+    """How soon a VMClaim that is not there, but not proven gone either, is asked for again."""
+    claim_review_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)
+    """How long the answer to who may claim from a pool is believed."""
+    claim_policy_margin_seconds: float = Field(default=10.0, ge=0.0, le=3600.0)
+    """How long after the admission policy was installed API servers may not enforce it yet."""
 
     @property
     def resync(self) -> timedelta:
         """``resync_seconds`` as a duration."""
         return timedelta(seconds=self.resync_seconds)
+
+
+class GatewaySettings(BaseSettings):
+    """Settings of ``vmpool gateway``; how to reach the API server is in ``Settings``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="VMPOOL_GATEWAY_", frozen=True, extra="ignore", use_attribute_docstrings=True
+    )
+
+    host: str = "127.0.0.1"
+    """Address of the REST API. Loopback unless told otherwise."""
+    port: int = Field(default=4567, ge=0, le=65535)
+    """Port of the same, VMPooler's own; 0 takes a free one."""
+    tls_certificate: str = ""
+    """PEM file with the certificate and its chain; read again when it changes. Empty: plain HTTP."""
+    tls_key: str = ""
+    """PEM file with its key."""
+    auth: Literal["none", "static", "kubernetes", "ldap"] = "none"
+    """Who vouches for users. none: nothing needs a token, everybody is ``vmpool:anonymous``."""
+    authorization: Literal["rbac", "open"] = "rbac"
+    """rbac: the API server is asked whether a user may claim from a pool. open: every user may, from every pool."""
+    users_file: str = ""
+    """For static: one ``user:hash[:group,group]`` a line; ``vmpool gateway hash-password`` makes the hashes."""
+    ldap_url: str = ""
+    """For ldap: ``ldap://host:port`` (with StartTLS) or ``ldaps://host:port``."""
+    ldap_base: str = ""
+    """For ldap: base DNs under which users are, separated by semicolons."""
+    ldap_user_attribute: str = "uid"
+    """For ldap: attributes that hold the login, separated by commas."""
+    ldap_bind_dn: str = ""
+    """For ldap: account that searches for the user's DN. Empty: the DN is ``<attribute>=<login>,<base>``."""
+    ldap_bind_password_file: str = ""
+    """For ldap: file with that account's password."""
+    ldap_ca_file: str = ""
+    """For ldap: PEM file of the authorities that are trusted. Empty: those of the system."""
+    ldap_timeout_seconds: float = Field(default=5.0, ge=0.1, le=60.0)
+    """For ldap: how long the directory may take for one login."""
+    token_days: float = Field(default=0.0, ge=0.0, le=3650.0)
+    """How long a new token is valid; 0 is for ever, as VMPooler has it."""
+    tokens_per_user: int = Field(default=100, ge=1, le=10_000)
+    """Most tokens of one user; above it the user must delete one first."""
+    token_used_seconds: float = Field(default=3600.0, ge=60.0, le=86_400.0)
+    """How often at most it is written down that a token was used."""
+    token_sweep_seconds: float = Field(default=3600.0, ge=1.0, le=86_400.0)
+    """How often expired tokens are looked for and removed."""
+    logins_at_once: int = Field(default=2, ge=1, le=64)
+    """Most passwords checked at once: each costs a core, and up to 128 MiB (static) or a process (ldap)."""
+    logins_waiting: int = Field(default=64, ge=1, le=10_000)
+    """Most logins that wait for that, those being checked included; above it a login is answered 503."""
+    review_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)
+    """How long the API server's answer about a user is believed."""
+    review_entries: int = Field(default=10_000, ge=1, le=1_000_000)
+    """Most such answers kept."""
+    rate_limits: bool = False
+    """Hold clients to the limits below."""
+    rate_period_seconds: float = Field(default=60.0, ge=1.0, le=3600.0)
+    """The time that the limits are meant for."""
+    rate_per_address: int = Field(default=100, ge=1, le=1_000_000)
+    """Requests without a valid token, by address."""
+    rate_per_token: int = Field(default=500, ge=1, le=1_000_000)
+    """Requests with a valid token, by token."""
+    rate_creation: int = Field(default=20, ge=1, le=1_000_000)
+    """Requests that make something: POST with /vm or /ondemandvm in the path."""
+    rate_deletion: int = Field(default=50, ge=1, le=1_000_000)
+    """Requests that delete a VM."""
+    rate_entries: int = Field(default=100_000, ge=100, le=10_000_000)
+    """Most clients that are counted; above it those seen longest ago are forgotten."""
+    trusted_proxies: str = ""
+    """Networks, separated by commas, whose X-Forwarded-For is believed. Empty: nobody's."""
+    body_bytes: int = Field(default=10_240, ge=100, le=1_048_576)
+    """Largest body of a request."""
+    body_depth: int = Field(default=5, ge=1, le=32)
+    """Deepest nesting of JSON in it."""
+    body_seconds: float = Field(default=10.0, ge=0.1, le=300.0)
+    """How long a client may take to send it."""
+    requests_at_once: int = Field(default=2000, ge=1, le=100_000)
+    """Most requests that are being answered at once; more are answered 503 at once."""
+    stop_seconds: float = Field(default=15.0, ge=0.0, le=600.0)
+    """How long requests in flight may take when the process is told to stop."""
+    tls_look_seconds: float = Field(default=5.0, ge=0.1, le=3600.0)
+    """How often the files of the certificate are looked at for a change."""
+    count_max: int = Field(default=100, ge=1, le=100)
+    """Most VMs of one pool in one request."""
+    checkout_max: int = Field(default=500, ge=1, le=10_000)
+    """Most VMs of all pools together in one request."""
+    ondemand_max: int = Field(default=10, ge=1, le=100)
+    """Most VMs of one pool in one on-demand request."""
+    ondemand_seconds: float = Field(default=300.0, ge=1.0, le=86_400.0)
+    """How long an on-demand request waits for its VMs."""
+    ondemand_kept_seconds: float = Field(default=86_400.0, ge=0.0, le=2_592_000.0)
+    """How long an on-demand request that has ended can still be asked about."""
+    ondemand_deleted_entries: int = Field(default=10_000, ge=1, le=1_000_000)
+    """Most deleted on-demand requests that are remembered; above it the one deleted first is forgotten."""
+    checkout_losses: int = Field(default=20, ge=1, le=1000)
+    """How many VMs in a row one request may lose to other allocators before it is answered 503."""
+    checkouts_in_flight: int = Field(default=64, ge=1, le=1000)
+    """Most requests to the API server at once; others wait their turn."""
+    checkout_wait_seconds: float = Field(default=10.0, ge=0.1, le=120.0)
+    """Longest time for a checkout; then 503. A write on its way is followed up."""
+    retry_after_seconds: int = Field(default=5, ge=1, le=3600)
+    """What 503 tells clients to wait."""
+    config_endpoints: bool = False
+    """Let clients change pools over REST (sizes, templates, clone targets), as VMPooler's experimental features."""
+    allowed_tags: str = ""
+    """Names of the tags that may be set, separated by commas. Empty: all."""
+    tag_filters: dict[str, str] = Field(default_factory=dict)
+    """Regular expressions by tag: what their groups match, joined, is what is stored."""
+    audit: bool = True
+    """Log a line for each checkout, release and change of a claim."""
+    site_name: str = Field(default="vmpool", max_length=100)
+    """Name of this installation in /api/v3/status."""
+
+    @field_validator("tag_filters")
+    @classmethod
+    def _filters(cls, filters: dict[str, str]) -> dict[str, str]:
+        for tag, pattern in filters.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"the filter of tag {tag} is no regular expression: {error}") from error
+        return filters

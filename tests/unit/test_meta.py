@@ -221,4 +221,4 @@ def test_the_smallest_pool_has_all_defaults() -> None:
     assert spec.max_vms == 1000
     assert spec.readiness.timeout == timedelta(minutes=15)
     assert spec.update.max_surge == "25%"
-    assert [rule.field_path for rule in POOL_RULES] == [".replicas", ".update"]
+    assert [rule.field_path for rule in POOL_RULES] == [".replicas", ".update", ".claims"]

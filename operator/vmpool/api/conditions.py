@@ -20,6 +20,7 @@ class ConditionType(StrEnum):
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
     MACHINE_GONE = "MachineGone"
+    CLAIM_MISSING = "ClaimMissing"
 
 
 class Condition(Shape):

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from vmpool.api import keys
+from vmpool.api.claim import CLAIM_SPEC_RULES, VMClaimSpec, VMClaimStatus
 from vmpool.api.meta import RULES, Rule
 from vmpool.api.pool import POOL_RULES, VMPoolSpec, VMPoolStatus
 from vmpool.api.provider import VMProviderSpec, VMProviderStatus
@@ -127,7 +128,30 @@ PROVIDER = Kind(
     ),
     name_max=keys.MAX_OWNER_NAME,
 )
-KINDS = (POOL, VM, PROVIDER)
+CLAIM = Kind(
+    name="VMClaim",
+    plural="vmclaims",
+    short="vmc",
+    about="A wish for virtual machines out of pools: waits until they are there, and ends when its time is up.",
+    spec=VMClaimSpec,
+    status=VMClaimStatus,
+    columns=(
+        Column("Phase", ".status.phase"),
+        Column("VM", ".status.vms[0].hostName"),
+        Column("Address", ".status.vms[0].address"),
+        Column("Position", ".status.position"),
+        Column("Reason", ".status.reason"),
+        Column("Age", ".metadata.creationTimestamp", "date"),
+        Column("Expires", ".status.expiresAt", priority=1),
+        Column("Requester", ".spec.requester", priority=1),
+        Column("Priority", ".spec.priority", "integer", 1),
+        Column("Message", ".status.message", priority=1),
+    ),
+    selectable=(".status.phase", ".spec.requester"),
+    status_default=(("phase", "Pending"), ("observedGeneration", -1)),
+    spec_rules=CLAIM_SPEC_RULES,
+)
+KINDS = (POOL, VM, PROVIDER, CLAIM)
 
 
 def crd(kind: Kind, *, root_rules: Sequence[Rule] = (), phases: Sequence[str] = ()) -> dict[str, Any]:

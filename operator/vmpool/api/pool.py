@@ -9,6 +9,7 @@ from pydantic import Field
 from vmpool.api.conditions import Conditions
 from vmpool.api.keys import MAX_HOST_PREFIX
 from vmpool.api.meta import (
+    LABEL,
     SUBDOMAIN,
     Count,
     Generation,
@@ -30,8 +31,18 @@ MAX_PROVIDERS = 8
 MAX_PARAMETERS = 64
 MAX_RECENT_FAILURES = 10
 MAX_DOMAIN = 180
+MAX_NAMESPACES = 64
+MAX_ALIASES = 16
+MAX_REST_NAME = 100
 ParameterKey = Annotated[str, Field(max_length=63)]
 DIGEST_ALGORITHM = "v1"
+REST_NAME = Matching(
+    r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?",
+    "must be letters, digits, dashes, underscores and dots, and begin and end with a letter or digit",
+)
+RestName = Annotated[str, Field(min_length=1, max_length=MAX_REST_NAME), REST_NAME]
+NAMESPACE_PATTERN = Matching(rf"\*|{LABEL.pattern}", "must be the name of a namespace, or * for all")
+NamespacePattern = Annotated[str, Field(min_length=1, max_length=63), NAMESPACE_PATTERN]
 PREFIX = Matching(r"[a-z][-a-z0-9]*", "must be lower-case letters, digits and dashes, and begin with a letter")
 
 
@@ -138,6 +149,19 @@ class Update(Shape):
     """How many ready VMs less than replicas there may be while replacing: a number or a percentage, rounded down."""
 
 
+class Claims(Shape):
+    """Who may have VMs of this pool, and for how long."""
+
+    lifetime: duration("1m", "8760h") = "24h"  # type: ignore[valid-type]
+    """How long a VM may be kept when its claim does not say, for example 12h."""
+    max_lifetime: duration("1m", "8760h") = "168h"  # type: ignore[valid-type]
+    """The longest lifetime a claim may have, extensions included, for example 168h."""
+    allowed_namespaces: Annotated[tuple[NamespacePattern, ...], Field(max_length=MAX_NAMESPACES)] = ()
+    """Further namespaces whose VMClaims may ask for VMs here, at most 64; * is all. Its own always may."""
+    weight: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Its share of the VMs asked for by an alias that several pools have; counts when all of them have a weight."""
+
+
 class VMPoolSpec(Shape):
     """What the pool shall be."""
 
@@ -168,6 +192,16 @@ class VMPoolSpec(Shape):
     """How failed provider calls are tried again."""
     update: Update = Update()
     """How VMs follow a changed template."""
+    claims: Claims = Claims()
+    """Who may have VMs of this pool, and for how long."""
+    rest_name: RestName | None = None
+    """Name of the pool in the REST API. Absent means the object's name; <namespace>_<name> always works as well."""
+    aliases: Annotated[
+        tuple[RestName, ...], Field(max_length=MAX_ALIASES, json_schema_extra={"x-kubernetes-list-type": "set"})
+    ] = ()
+    """Further names; several pools may share one, and a claim of that name is served by any of them. At most 16."""
+    reset_before: Time | None = None
+    """Unclaimed VMs that were made before this time are replaced at once; each new time is another reset."""
     deletion_policy: Literal["Drain", "Force"] = "Drain"
     """What deleting the pool does with claimed VMs: Drain waits until their claims end, Force ends the claims."""
     paused: bool = False
@@ -227,6 +261,8 @@ class VMPoolStatus(Shape):
     """VMs on their way to ready."""
     claimed_replicas: Count = 0
     """VMs that somebody has."""
+    waiting_replicas: Count = 0
+    """VMs that waiting claims ask for on top of desiredReplicas."""
     quarantined_replicas: Count = 0
     """Failed machines that are kept for a human."""
     draining_replicas: Count = 0
@@ -257,6 +293,11 @@ POOL_RULES = (
         " || string(self.update.maxUnavailable) != '0' && string(self.update.maxUnavailable) != '0%'",
         message="maxSurge and maxUnavailable must not both be 0",
         field_path=".update",
+    ),
+    Rule(
+        rule="!has(self.claims) || duration(self.claims.lifetime) <= duration(self.claims.maxLifetime)",
+        message="claims.lifetime must be at most claims.maxLifetime",
+        field_path=".claims",
     ),
 )
 """Rules on VMPool's spec node."""

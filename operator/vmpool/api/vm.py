@@ -52,7 +52,10 @@ class Claim(Shape):
     released_at: Time | None = None
     """When the claim ended. Once set, the claim never changes again."""
     end_reason: Word | None = None
-    """Why it ended: Released, Expired, MachineGone, ClaimMissing or Forced."""
+    """Why it ended.
+
+    Released, Expired, MachineGone, ClaimMissing, Surplus, DeadlineExceeded, CheckoutFailed or Forced.
+    """
     tags: Annotated[dict[TagKey, Annotated[str, Field(max_length=255)]], Field(max_length=MAX_TAGS)] | None = None
     """Tags of the owner, at most 32; keys up to 63 and values up to 255 characters."""
 

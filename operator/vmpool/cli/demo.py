@@ -1,15 +1,17 @@
 """``vmpool demo``: the first minute. A real API server, the operator, far sides, pools that fill before your eyes."""
 
 import asyncio
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -18,21 +20,21 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from vmpool.api.meta import format_time
 from vmpool.dev import build, guest, libvirtd, processes
 from vmpool.dev import plane as planes
 from vmpool.dev.errors import DevError
 from vmpool.dev.progress import Progress
 from vmpool.dev.state import Home, default_home
 from vmpool.kube.client import Client
-from vmpool.kube.errors import KubeError
-from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
+from vmpool.kube.kinds import VMPOOLS
 from vmpool.kube.resource import Json
 from vmpool.plan.crds import definitions
 
 SAMPLES = Path(__file__).resolve().parents[3] / "deploy" / "samples"
 SIMCLOUD_PORT = 18080
 """The port that the samples name."""
+GATEWAY_PORT = 18067
+GATEWAY = f"http://127.0.0.1:{GATEWAY_PORT}"
 LIBVIRT_NAME = "vmpool-demo"
 """Network and storage pool that the samples name."""
 NAMESPACE = "default"
@@ -81,13 +83,18 @@ def _run(home: Home) -> None:
     samples = [SAMPLES / "simulated.yaml"]
     _spawn(home, "simcloud", "simcloud", "--ledger", str(home.path / "simcloud.sqlite"), "--port", str(SIMCLOUD_PORT))
     _await_port(SIMCLOUD_PORT)
-    _spawn(home, "operator", "operator", "--kubeconfig", str(home.kubeconfig), "--http-port", "0")
+    # On loopback, for whoever has this machine: nobody is asked who they are.
+    rest = {"VMPOOL_GATEWAY_PORT": str(GATEWAY_PORT), "VMPOOL_GATEWAY_AUTHORIZATION": "open"}
+    arguments = ("--kubeconfig", str(home.kubeconfig), "--http-port", "0", "--gateway")
+    _spawn(home, "operator", "operator", *arguments, environment=rest)
     if _real_machines():
         samples.append(SAMPLES / "libvirt.yaml")
     _progress.note("4/5 applying deploy/samples: " + ", ".join(sample.name for sample in samples))
     for sample in samples:
         _kubectl(home, "apply", "--server-side", "-n", NAMESPACE, "-f", str(sample))
-    asyncio.run(_watch_and_check_out(home))
+    asyncio.run(_watch(home))
+    _progress.note("5/5 checking a machine out over the REST API")
+    _check_out()
 
 
 def _crds() -> str:
@@ -121,12 +128,13 @@ def _marker(home: Home) -> str:
     return f"{home.marker}#demo"
 
 
-def _spawn(home: Home, name: str, *arguments: str) -> None:
+def _spawn(home: Home, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
     """Start a part of vmpool in the background, unless it runs already."""
     log = home.logs / f"{name}.log"
     if _running(home, name):
         return
-    processes.spawn([sys.executable, "-m", "vmpool", *arguments], log=log, marker=f"{_marker(home)}/{name}")
+    argv = [sys.executable, "-m", "vmpool", *arguments]
+    processes.spawn(argv, log=log, marker=f"{_marker(home)}/{name}", environment=environment)
 
 
 def _running(home: Home, name: str) -> list[processes.ProcessId]:
@@ -170,13 +178,11 @@ def _kubectl(home: Home, *arguments: str, text: str | None = None, check: bool =
     return done.stdout
 
 
-async def _watch_and_check_out(home: Home) -> None:
+async def _watch(home: Home) -> None:
     async with await Client.from_kubeconfig(home.kubeconfig) as client:
         began = time.monotonic()
         await _until_full(client)
         _progress.note(f"    every pool is Ready after {time.monotonic() - began:.1f} s")
-        _progress.note("5/5 checking a machine out")
-        await _check_out(client)
 
 
 async def _until_full(client: Client) -> None:
@@ -238,38 +244,29 @@ def _condition(obj: Json, kind: str) -> Json:
     return next((one for one in conditions if one["type"] == kind), {})
 
 
-async def _check_out(client: Client) -> None:
-    """Hand one VM out by the one write that decides, and show how long it took."""
-    selector = f"spec.pool={CHECKOUT_POOL},status.phase=Ready"
-    ready = (await client.list_page(POOLEDVMS, NAMESPACE, field_selector=selector)).items
-    for vm in ready:
-        now = datetime.now(UTC)
-        claim = {
-            "id": f"demo-{time.time_ns()}",
-            "owner": os.environ.get("USER", "you"),
-            "boundAt": format_time(now),
-            "expiresAt": format_time(now + timedelta(hours=1)),
-        }
-        body = {"metadata": {"uid": vm["metadata"]["uid"]}, "spec": {"claim": claim}}
+def _check_out() -> None:
+    """Have a VM handed out over the REST API, as VMPooler's clients do it, and show how long it took."""
+    request = urllib.request.Request(f"{GATEWAY}/api/v3/vm/{CHECKOUT_POOL}", method="POST")  # noqa: S310
+    _await_port(GATEWAY_PORT)
+    for _ in range(2):
+        # The first one also opens the connections that later ones use.
         began = time.perf_counter()
         try:
-            await client.patch_merge(POOLEDVMS, NAMESPACE, vm["metadata"]["name"], body)
-        except KubeError:
-            continue
+            with urllib.request.urlopen(request, timeout=SERVE_SECONDS) as answer:  # noqa: S310
+                got = json.load(answer)[CHECKOUT_POOL]["hostname"]
+        except urllib.error.HTTPError as error:
+            raise DevError(f"the gateway answered {error.code}: {error.read().decode(errors='replace')}") from error
         spent = (time.perf_counter() - began) * 1000
-        address = ((vm.get("status") or {}).get("addresses") or ["no address"])[0]
-        _out.print(
-            f"    {vm['metadata']['name']} at {address} is yours for an hour; that took {spent:.1f} ms", highlight=False
-        )
-        return
-    raise DevError(f"no VM of pool {CHECKOUT_POOL} could be checked out")
+    _out.print(f"    {got} is yours for a day; that took {spent:.1f} ms", highlight=False)
 
 
 def _say_what_next() -> None:
     # `make demo` runs in an environment of its own, which is on nobody's PATH.
     own = "vmpool" if shutil.which("vmpool") else str(Path(sys.executable).parent / "vmpool")
     for what, type_this in (
-        ("look", "vmpool dev kubectl get vmp,pvm,vmprov"),
+        ("check out", f"curl -X POST {GATEWAY}/api/v3/vm/{CHECKOUT_POOL}"),
+        ("claim", f"vmpool dev kubectl apply -f {SAMPLES / 'claim.yaml'}"),
+        ("look", "vmpool dev kubectl get vmp,vmc,pvm,vmprov"),
         ("scale", "vmpool dev kubectl scale vmp debian-12 --replicas=30"),
         ("explain", "vmpool dev kubectl get vmp -o wide"),
         ("describe", "vmpool dev kubectl describe vmp debian-12"),

@@ -7,7 +7,7 @@ we recorded, or when its environment carries our marker; a stranger with a reuse
 import os
 import select
 import signal
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +37,10 @@ class _Stat:
     started: int
 
 
-def spawn(argv: Iterable[str], *, log: Path, marker: str) -> ProcessId:
+def spawn(argv: Iterable[str], *, log: Path, marker: str, environment: Mapping[str, str] | None = None) -> ProcessId:
     """Start a process in a session of its own that writes to ``log`` and carries ``marker``.
 
-    It gets a bare environment: etcd alone would read a dozen ``ETCD_*`` variables from ours.
+    It gets a bare environment and what is given: etcd alone would read a dozen ``ETCD_*`` variables from ours.
     """
     arguments = list(argv)
     if log.exists():
@@ -49,7 +49,7 @@ def spawn(argv: Iterable[str], *, log: Path, marker: str) -> ProcessId:
     pid = os.posix_spawn(
         arguments[0],
         arguments,
-        {"PATH": os.defpath, "HOME": str(log.parent), MARKER: marker},
+        {"PATH": os.defpath, "HOME": str(log.parent), **(environment or {}), MARKER: marker},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from vmpool.engine.lane import LaneClosed
 from vmpool.kube.errors import Conflict, KubeError, NotFound
-from vmpool.plan.actions import Action
 from vmpool.providers.errors import ProviderError
 from vmpool.telemetry import logs
 from vmpool.telemetry.metrics import Metrics
@@ -49,7 +48,7 @@ class Doing:
         """Return the keys that are held now."""
         return frozenset(self._tasks)
 
-    def start(self, key: str, action: Action, work: Work) -> None:
+    def start(self, key: str, action: object, work: Work) -> None:
         """Start an effect; a key that is held already is a mistake of the caller."""
         assert key not in self._tasks, f"{key} is busy"
         task = asyncio.create_task(self._run(action, work), name=f"{type(action).__name__}/{key}")
@@ -64,7 +63,7 @@ class Doing:
         else:
             self._waker.wake_within(calm.total_seconds())
 
-    async def _run(self, action: Action, work: Work) -> timedelta | None:
+    async def _run(self, action: object, work: Work) -> timedelta | None:
         name = type(action).__name__
         outcome = "ok"
         calm = None

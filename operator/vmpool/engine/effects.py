@@ -28,6 +28,7 @@ from vmpool.plan.actions import (
     MarkReady,
     Probe,
     Quarantine,
+    TagMachine,
     VMAction,
 )
 from vmpool.plan.lifecycle import Phase
@@ -37,10 +38,15 @@ from vmpool.plan.sweep import NO_READINESS
 from vmpool.plan.vm import ENDED_MACHINE_GONE, CallError, after_error, boot_began
 from vmpool.providers.base import Deletion, Machine, MachineRequest, MachineState, Provider
 from vmpool.providers.errors import CredentialsRefused, Exhausted, MachineNotFound, ProviderError, Throttled
+from vmpool.telemetry import logs
+
+log = logs.get(__name__)
 
 T = TypeVar("T")
 
 DEFAULT_MEMORY = "1Gi"
+TAG_PAUSE = timedelta(minutes=1)
+"""After a claim's tag could not be put on its machine."""
 NO_BLAME = (CredentialsRefused, Exhausted, Throttled, LaneClosed)
 """Errors that say nothing about the VM: they cost it no attempt."""
 
@@ -80,6 +86,8 @@ class Effects:
                 await self._ready(vm, addresses, now)
             case MarkClaimed(vm):
                 await writes.write_status(self.world, vm, writes.into_phase(Phase.CLAIMED, now), decided=True)
+            case TagMachine(vm):
+                await self._tag(vm)
             case EndClaim(vm, reason):
                 await writes.end_claim(self.world, vm, reason, now)
             case Quarantine(vm, _, reason, message, expires_at):
@@ -87,15 +95,18 @@ class Effects:
                 changes["expiresAt"] = format_time(expires_at)
                 await writes.write_status(self.world, vm, changes, decided=True)
             case Complete(vm, reason, message):
-                changes = writes.into_phase(Phase.COMPLETED, now) | writes.because(reason, message)
-                if vm.claim is not None and vm.claim.end_reason == ENDED_MACHINE_GONE:
-                    changes["conditions"] = [writes.machine_gone(vm, message, now)]
-                await writes.write_status(self.world, vm, changes, decided=True)
+                await self._complete(vm, reason, message, now)
             case DestroyMachine(vm):
                 return await self._destroy(vm)
             case Forget(vm):
                 await writes.forget(self.world, vm)
         return None
+
+    async def _complete(self, vm: VM, reason: str, message: str, now: datetime) -> None:
+        changes = writes.into_phase(Phase.COMPLETED, now) | writes.because(reason, message)
+        if vm.claim is not None and vm.claim.end_reason == ENDED_MACHINE_GONE:
+            changes["conditions"] = [writes.machine_gone(vm, message, now)]
+        await writes.write_status(self.world, vm, changes, decided=True)
 
     def _view(self, vm: VM) -> ProviderView:
         view = self.world.views.get((vm.namespace, vm.provider))
@@ -159,6 +170,23 @@ class Effects:
         due = on_grid(asked + look_pause(waited, self._expected(vm, Step.BOOT)), self.outlook.grid)
         deadline: datetime = boot_began(vm) + self.readiness.timeout
         return max(min(due, deadline) - self.world.now(), timedelta())
+
+    async def _tag(self, vm: VM) -> None:
+        """Put the claim on the machine; a failure costs nobody anything, and is tried again."""
+        assert vm.claim is not None, "only a claimed VM has a claim to tag with"
+        tags = {keys.TAG_CLAIM: vm.claim.id}
+        asked = self.world.now()
+        try:
+            machine = await self._call(
+                vm, "tag", Slots.OPERATE, Urgency.BACKGROUND, lambda p: p.adopt(vm.machine_id, tags)
+            )
+        except ProviderError as error:
+            log.info("claim_not_tagged", vm=vm.name, provider=vm.provider, error=str(error))
+            self.world.sights.not_tagged(vm.uid, self.world.now() + TAG_PAUSE)
+            return
+        self.world.sights.saw(vm.uid, machine, asked)
+        if machine.tags.get(keys.TAG_CLAIM) != vm.claim.id:
+            self.world.sights.not_tagged(vm.uid, self.world.now() + TAG_PAUSE)
 
     def _took(self, vm: VM, step: Step, span: timedelta) -> None:
         if self.durations is not None:

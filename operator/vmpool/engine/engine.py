@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from vmpool.engine.claims import ClaimsLoop
 from vmpool.engine.facts import ProviderObject
 from vmpool.engine.loop import Loop
 from vmpool.engine.pool import PoolLoop
@@ -12,7 +13,7 @@ from vmpool.engine.provider import ProviderLoop
 from vmpool.engine.sweep import SweepLoop
 from vmpool.engine.world import World
 from vmpool.kube.mirror import Change, Entry
-from vmpool.plan.snapshot import VM, PoolFacts
+from vmpool.plan.snapshot import VM, PoolFacts, VMClaim
 from vmpool.telemetry import logs
 
 log = logs.get(__name__)
@@ -30,12 +31,15 @@ class Engine:
         self.world = world
         self._loops: dict[str, tuple[Loop, asyncio.Task[None]]] = {}
         self._sweep = SweepLoop(world)
+        self._claims = ClaimsLoop(world)
         self.ready = asyncio.Event()
         self._broken: asyncio.Queue[BaseException] = asyncio.Queue()
         world.wake_pool = self._wake_uid
+        world.waiting = self._claims.waiting
         world.pools.on_change(self._pool_changed)
         world.providers.on_change(self._provider_changed)
         world.vms.on_change(self._vm_changed)
+        world.claims.on_change(self._claim_changed)
 
     async def run(self) -> None:
         """Follow and reconcile until cancelled. Raises what ended a mirror, the events or a loop: there is doubt."""
@@ -43,23 +47,24 @@ class Engine:
             for work in self._background():
                 group.create_task(work)
             await self._synced()
+            self._claims.prime()
             for provider in [entry.fact for entry in self.world.providers if entry.fact is not None]:
                 self._start_provider(provider)
             for pool in [entry.fact for entry in self.world.pools if entry.fact is not None]:
                 self._start_pool(pool)
             self._start("sweep", self._sweep)
+            self._start("claims", self._claims)
             self.ready.set()
             log.info("engine_ready", pools=len(self.world.pools), vms=len(self.world.vms))
             group.create_task(self._measure())
             raise await self._broken.get()
 
     def _background(self) -> list[Coroutine[Any, Any, None]]:
-        world = self.world
-        return [world.pools.run(), world.vms.run(), world.providers.run(), world.events.run()]
+        return [*(mirror.run() for mirror in self.world.mirrors), self.world.events.run()]
 
     async def _synced(self) -> None:
         async with asyncio.timeout(SYNC_TIMEOUT_SECONDS):
-            for mirror in (self.world.pools, self.world.vms, self.world.providers):
+            for mirror in self.world.mirrors:
                 await mirror.synced.wait()
 
     async def stop(self) -> None:
@@ -78,11 +83,15 @@ class Engine:
         """Somebody saw a change of this object: its loop should look."""
         self._wake_uid(uid)
 
+    def wake_queue(self) -> None:
+        """Somebody saw a change of a VMClaim: the queue should be looked at."""
+        self._claims.wake()
+
     def healthy(self) -> str:
         """Return why this process should not be trusted now; empty when all is well."""
         if not self.ready.is_set():
             return "the first lists are not complete"
-        for mirror in (self.world.pools, self.world.vms, self.world.providers):
+        for mirror in self.world.mirrors:
             if mirror.age() > mirror.settings.silence.total_seconds():
                 return f"{mirror.selection} was last heard of {mirror.age():.0f} s ago"
         return self.world.doubt()
@@ -132,6 +141,9 @@ class Engine:
         self._wake_uid(change.entry.uid)
         if change.old is None or change.new is None or _generation(change.old) != _generation(change.new):
             self._wake_probes(change.entry.uid)
+            self._wake_named()
+        if len(self.world.claims):
+            self._claims.wake()
         if change.new is None:
             self._sweep.wake()
         if fact is not None:
@@ -141,6 +153,9 @@ class Engine:
             # A provider is held from before the first create: one that is newly named has to hurry.
             for name in named | was_named if change.new is None else named ^ was_named:
                 self._wake_provider(fact.namespace, name)
+
+    def _claim_changed(self, _: Change[VMClaim]) -> None:
+        self._claims.wake()
 
     def _provider_changed(self, change: Change[ProviderObject]) -> None:
         fact = change.entry.fact
@@ -163,11 +178,19 @@ class Engine:
             self._wake_provider(vm.namespace, vm.provider)
         if self._sweep.concerns(vm):
             self._sweep.wake()
+        if self._claims.concerns(change):
+            self._claims.wake()
 
     def _wake_provider(self, namespace: str, name: str) -> None:
         view = self.world.views.get((namespace, name))
         if view is not None:
             view.wake()
+
+    def _wake_named(self) -> None:
+        """Wake the pools that chose a name for REST: another one may have it now, or have it no more."""
+        for entry in self.world.pools:
+            if entry.fact is not None and entry.fact.spec.rest_name is not None:
+                self._wake_uid(entry.uid)
 
     def _wake_probes(self, pool_uid: str) -> None:
         probes = self._loops.get(_probes_of(pool_uid))
@@ -176,7 +199,7 @@ class Engine:
 
     async def _measure(self) -> None:
         while True:
-            for mirror in (self.world.pools, self.world.vms, self.world.providers):
+            for mirror in self.world.mirrors:
                 kind = mirror.selection.resource.kind
                 self.world.metrics.watch_age.labels(kind).set(mirror.age())
                 self.world.metrics.relists.labels(kind).set(mirror.stats.lists)

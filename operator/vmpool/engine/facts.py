@@ -6,10 +6,12 @@ from sys import intern
 from typing import Any
 
 from vmpool.api import keys
+from vmpool.api.claim import VMClaimSpec, VMClaimStatus
+from vmpool.api.conditions import ConditionType
 from vmpool.api.pool import VMPoolSpec, VMPoolStatus
 from vmpool.api.provider import VMProviderSpec, VMProviderStatus
 from vmpool.plan.lifecycle import Phase
-from vmpool.plan.snapshot import VM, ClaimFacts, PoolFacts, StepFacts
+from vmpool.plan.snapshot import VM, ClaimFacts, ClaimRefFacts, PoolFacts, StepFacts, VMClaim
 
 EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -50,6 +52,7 @@ def vm_facts(raw: dict[str, Any]) -> VM:
         reason=status.get("reason", ""),
         message=status.get("message", ""),
         steps=tuple(_step(step) for step in status.get("steps", ())),
+        claim_missing=any(one["type"] == ConditionType.CLAIM_MISSING for one in status.get("conditions", ())),
     )
 
 
@@ -60,6 +63,17 @@ def _claim(raw: dict[str, Any]) -> ClaimFacts:
         expires_at=datetime.fromisoformat(raw["expiresAt"]),
         released_at=moment(raw.get("releasedAt")),
         end_reason=raw.get("endReason", ""),
+        bound_at=moment(raw.get("boundAt")),
+        token_id=raw.get("tokenId", ""),
+        ref=_ref(raw["ref"]) if raw.get("ref") else None,
+        slot=raw.get("slot", 0),
+        tags=dict(raw.get("tags") or {}),
+    )
+
+
+def _ref(raw: dict[str, Any]) -> ClaimRefFacts:
+    return ClaimRefFacts(
+        namespace=intern(raw["namespace"]), name=raw["name"], uid=raw["uid"], kind_uid=intern(raw["kindUid"])
     )
 
 
@@ -91,6 +105,27 @@ def pool_facts(raw: dict[str, Any]) -> PoolFacts:
         resource_version=meta["resourceVersion"],
         deleting="deletionTimestamp" in meta,
         held=keys.FINALIZER_DRAIN in meta.get("finalizers", ()),
+        created_at=moment(meta.get("creationTimestamp")) or EPOCH,
+    )
+
+
+def claim_facts(raw: dict[str, Any]) -> VMClaim:
+    """Return the facts of a VMClaim.
+
+    Raises pydantic.ValidationError for an object that this release cannot read.
+    """
+    meta = raw["metadata"]
+    return VMClaim(
+        uid=meta["uid"],
+        namespace=intern(meta["namespace"]),
+        name=meta["name"],
+        resource_version=meta["resourceVersion"],
+        generation=meta.get("generation", 0),
+        created_at=moment(meta.get("creationTimestamp")) or EPOCH,
+        deleting="deletionTimestamp" in meta,
+        spec=VMClaimSpec.model_validate(raw["spec"]),
+        status=VMClaimStatus.model_validate(raw.get("status") or {}),
+        ondemand=(meta.get("annotations") or {}).get(keys.ANNOTATION_ONDEMAND, ""),
     )
 
 

@@ -20,6 +20,7 @@ from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
 from vmpool.plan.actions import Action, CreateVM, EndClaim
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.looks import look_grid
+from vmpool.plan.nametaken import name_taken
 from vmpool.plan.pool import Plan, plan_pool
 from vmpool.plan.snapshot import Outlook, PoolFacts, PoolSnapshot, ProviderFacts
 from vmpool.plan.status import pool_status, stalled_reason
@@ -114,6 +115,8 @@ class PoolLoop(Loop):
             creation=self.failures.creation,
             outlook=Outlook(self.durations.expected, look_grid(changing)),
             owed=self.failures.owed(vms, now),
+            waiting=self.world.waiting(pool.uid),
+            name_taken=name_taken(pool, (entry.fact for entry in self.world.pools if entry.fact is not None)),
         )
 
     def _note_ready(self, vms_ready: frozenset[str], pool: PoolFacts) -> None:

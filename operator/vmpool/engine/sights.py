@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 
+from vmpool.api import keys
 from vmpool.api.vm import MAX_ADDRESSES
 from vmpool.plan.snapshot import NOTHING_SEEN, VM, Failed, Sight
 from vmpool.providers.base import Machine, MachineState
@@ -42,7 +43,12 @@ class Sights(Mapping[str, Sight]):
             misses=0,
             missed_at=None,
             unlisted=False,
+            claim_tag=machine.tags.get(keys.TAG_CLAIM, ""),
         )
+
+    def not_tagged(self, uid: str, again_at: datetime) -> None:
+        """The claim's tag could not be put on the machine."""
+        self._change(uid, tag_at=again_at)
 
     def missed(self, uid: str, now: datetime) -> None:
         """The provider did not find it by id, or by token where no id is known."""
@@ -92,7 +98,11 @@ class Sights(Mapping[str, Sight]):
 
     def _see_listed(self, uid: str, sight: Sight, machine: Machine, began: datetime) -> bool:
         # An unchanged idle machine keeps its sight: ten thousand of them are listed all day long.
-        known = sight.state == machine.state and sight.addresses == machine.addresses[:MAX_ADDRESSES]
+        known = (sight.state, sight.addresses, sight.claim_tag) == (
+            machine.state,
+            machine.addresses[:MAX_ADDRESSES],
+            machine.tags.get(keys.TAG_CLAIM, ""),
+        )
         if known and not sight.misses and not sight.unlisted:
             return False
         self.saw(uid, machine, began)

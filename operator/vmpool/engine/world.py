@@ -13,7 +13,7 @@ from vmpool.engine.sights import Sights
 from vmpool.kube.client import Client
 from vmpool.kube.events import EventRecorder
 from vmpool.kube.mirror import Mirror
-from vmpool.plan.snapshot import VM, PoolFacts, ProviderFacts
+from vmpool.plan.snapshot import VM, PoolFacts, ProviderFacts, VMClaim
 from vmpool.settings import Settings
 from vmpool.telemetry.metrics import Metrics
 
@@ -51,6 +51,7 @@ class World:
     pools: Mirror[PoolFacts]
     vms: Mirror[VM]
     providers: Mirror[ProviderObject]
+    claims: Mirror[VMClaim]
     probes: asyncio.Semaphore
     """Bounds TCP probes over all pools."""
     sights: Sights = field(default_factory=Sights)
@@ -59,6 +60,13 @@ class World:
     """Creates in flight by provider, over all pools: they take room before their objects are there."""
     wake_pool: Callable[[str], None] = lambda _: None
     """Wakes the loop of a pool by uid; set by the engine."""
+    waiting: Callable[[str], int] = lambda _: 0
+    """How many VMs waiting claims lack in a pool, by its uid; set by the engine."""
+
+    @property
+    def mirrors(self) -> tuple[Mirror[PoolFacts], Mirror[VM], Mirror[ProviderObject], Mirror[VMClaim]]:
+        """Every mirror that the engine decides on."""
+        return self.pools, self.vms, self.providers, self.claims
 
     def now(self) -> datetime:
         """Return the present time; the planners get it as an argument."""
@@ -112,7 +120,7 @@ class World:
         skew = self.client.clock_skew
         if skew is not None and abs(skew.total_seconds()) > self.settings.max_clock_skew_seconds:
             return f"the clock differs from the API server's by {skew.total_seconds():.1f} s"
-        for mirror in (self.pools, self.vms, self.providers):
+        for mirror in self.mirrors:
             if mirror.regressed:
                 return f"{mirror.selection}: the API server went back in time"
         return ""
@@ -121,9 +129,11 @@ class World:
 BY_POOL = "pool"
 BY_PROVIDER = "provider"
 BY_NAME = "name"
+BY_CLAIM = "claim"
 VM_INDEXES: Mapping[str, Callable[[VM], Hashable | None]] = {
     BY_POOL: lambda vm: vm.pool_uid,
     BY_PROVIDER: lambda vm: (vm.namespace, vm.provider),
     BY_NAME: lambda vm: vm.name,
+    BY_CLAIM: lambda vm: vm.claim.id if vm.claim is not None else None,
 }
 """Indexes of the PooledVM mirror."""

@@ -55,6 +55,13 @@ class MarkClaimed:
 
 
 @dataclass(frozen=True, slots=True)
+class TagMachine:
+    """Put the claim's id on the machine itself: the second witness, should the objects ever be lost."""
+
+    vm: VM
+
+
+@dataclass(frozen=True, slots=True)
 class EndClaim:
     """Write ``releasedAt`` with the reason, on the very version of the object that was decided on."""
 
@@ -104,6 +111,7 @@ Action = (
     | Probe
     | MarkReady
     | MarkClaimed
+    | TagMachine
     | EndClaim
     | Quarantine
     | Complete
@@ -113,6 +121,16 @@ Action = (
 """Everything that a pool's plan can ask for."""
 
 VMAction = (
-    EnsureMachine | Look | Probe | MarkReady | MarkClaimed | EndClaim | Quarantine | Complete | DestroyMachine | Forget
+    EnsureMachine
+    | Look
+    | Probe
+    | MarkReady
+    | MarkClaimed
+    | TagMachine
+    | EndClaim
+    | Quarantine
+    | Complete
+    | DestroyMachine
+    | Forget
 )
 """What can be asked for one VM that exists."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmpool.api import crd
-from vmpool.plan.lifecycle import Phase
-from vmpool.plan.rules import pooledvm_rules
+from vmpool.plan.lifecycle import ClaimPhase, Phase
+from vmpool.plan.rules import pooledvm_rules, vmclaim_rules
 
 
 def definitions() -> Mapping[str, dict[str, Any]]:
@@ -14,5 +14,6 @@ def definitions() -> Mapping[str, dict[str, Any]]:
         crd.crd(crd.POOL),
         crd.crd(crd.VM, root_rules=pooledvm_rules(), phases=[str(phase) for phase in Phase]),
         crd.crd(crd.PROVIDER),
+        crd.crd(crd.CLAIM, root_rules=vmclaim_rules(), phases=[str(phase) for phase in ClaimPhase]),
     ]
     return {f"{one['metadata']['name']}.yaml": one for one in made}

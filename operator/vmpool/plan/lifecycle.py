@@ -16,6 +16,21 @@ class Phase(StrEnum):
     COMPLETED = "Completed"
 
 
+class ClaimPhase(StrEnum):
+    """The stored word of what became of a VMClaim."""
+
+    PENDING = "Pending"
+    BOUND = "Bound"
+    RELEASED = "Released"
+    EXPIRED = "Expired"
+    FAILED = "Failed"
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self not in (ClaimPhase.PENDING, ClaimPhase.BOUND)
+
+
 @dataclass(frozen=True, slots=True)
 class Transition:
     """One legal step of a VM's life."""

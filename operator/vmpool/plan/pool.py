@@ -7,13 +7,13 @@ too many, then who is replaced. A VM with an effect in flight counts as what it 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from vmpool.api.meta import resolve
-from vmpool.plan import backoff
 from vmpool.plan.actions import Action, Complete, CreateVM, EndClaim, Quarantine
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.snapshot import PLANNED, REPLACED, VM, Failed, PoolSnapshot, ProviderFacts, Reason
+from vmpool.plan.stale import recycled_at, reset_until, stale_reason
 from vmpool.plan.vm import ENDED_FORCED, Next, next_step
 
 
@@ -61,8 +61,8 @@ def plan_pool(seen: PoolSnapshot, now: datetime) -> Plan:
     open_to_claims = [vm for vm in seen.vms if _is_live(vm)]
     live = [vm for vm in open_to_claims if steps[vm.uid].failed is None]
     failing = [vm for vm in open_to_claims if steps[vm.uid].failed is not None]
-    recycled_at = _recycled_at(seen, live)
-    stale = {vm.uid: why for vm in live if (why := _stale_reason(seen, vm, recycled_at, now)) is not None}
+    recycled = recycled_at(seen, live)
+    stale = {vm.uid: why for vm in live if (why := stale_reason(seen, vm, recycled, now)) is not None}
     leaving = _leaving(seen, live, stale)
     creates, held_back = _creates(seen, live, failing, len(stale), now)
     settled = _unique(
@@ -79,7 +79,7 @@ def plan_pool(seen: PoolSnapshot, now: datetime) -> Plan:
         actions=(*settled[: seen.pool.spec.limits.deletes], *own, *creates),
         counts=_count(seen, live, stale),
         held_back=held_back,
-        wake_at=_wake_at(seen, (*recycled_at.values(), *_wakes(steps.values())), now),
+        wake_at=_wake_at(seen, (*recycled.values(), *_wakes(steps.values())), now),
         wants_listing=frozenset(vm.provider for vm in seen.vms if steps[vm.uid].wants_listing),
     )
 
@@ -100,28 +100,6 @@ def _provider(seen: PoolSnapshot, vm: VM) -> ProviderFacts:
 
 def _next(seen: PoolSnapshot, vm: VM, now: datetime) -> Next:
     return next_step(vm, seen.sight(vm), _provider(seen, vm), seen.pool.spec.readiness, now, seen.outlook)
-
-
-def _stale_reason(
-    seen: PoolSnapshot, vm: VM, recycled_at: Mapping[str, datetime], now: datetime
-) -> tuple[Reason, str] | None:
-    """Why a live VM should be replaced by a fresh one; None when it should not."""
-    spec = seen.pool.spec
-    if vm.digest != seen.digest and not vm.adopt and (spec.update.strategy == "Rolling" or not vm.machine_id):
-        return Reason.TEMPLATE_CHANGED, "it was made from an older template"
-    if vm.uid in recycled_at and now >= recycled_at[vm.uid]:
-        return Reason.READY_TTL, "it was ready for as long as recycle.readyTTL allows"
-    return None
-
-
-def _recycled_at(seen: PoolSnapshot, live: Iterable[VM]) -> dict[str, datetime]:
-    """When each Ready VM's time is over; empty without ``recycle.readyTTL``."""
-    recycle = seen.pool.spec.recycle
-    ttl: timedelta | None = recycle.ready_ttl
-    if ttl is None:
-        return {}
-    share = recycle.jitter_percent / 100.0
-    return {vm.uid: vm.since + ttl * (1.0 - share * backoff.fraction(vm.uid)) for vm in live if vm.phase == Phase.READY}
 
 
 def desired(seen: PoolSnapshot) -> int:
@@ -161,7 +139,8 @@ def _leaving(
     # What cannot be destroyed now is not replaced now: an outage must not eat up the stock.
     replaceable = [vm for vm in rest if vm.uid in stale and _provider(seen, vm).reachable]
     for vm in sorted(replaceable, key=lambda vm: _worth(vm, "")):
-        if vm.phase == Phase.PENDING or may_take > 0:
+        # A reset is asked for: nobody wants what was there to be handed out meanwhile.
+        if vm.phase == Phase.PENDING or may_take > 0 or stale[vm.uid][0] is Reason.POOL_RESET:
             may_take -= vm.phase == Phase.READY
             gone.append((vm, *stale[vm.uid]))
     return gone
@@ -214,6 +193,8 @@ def _create_bounds(
     if stale or replaced:
         most = _bounds(seen)[0] + seen.waiting
         bounds.append((most - len(live) - creating - replaced, "update.maxSurge is reached"))
+    if now < reset_until(seen, now):
+        bounds.append((0, "spec.resetBefore is this very second"))
     if creation is not None:
         why = f"after {creation.failures} failures in a row" if creation.failures else "after a failure"
         # What waits for a provider that cannot be reached must not stop creation elsewhere.
@@ -363,6 +344,9 @@ def _wake_at(seen: PoolSnapshot, times: Iterable[datetime], now: datetime) -> da
     later = [moment for moment in times if moment > now]
     if seen.creation is not None and seen.creation.not_before > now:
         later.append(seen.creation.not_before)
+    reset: datetime | None = seen.pool.spec.reset_before
+    if reset is not None:
+        later.extend(moment for moment in (reset, reset_until(seen, now)) if moment > now)
     return min(later, default=None)
 
 

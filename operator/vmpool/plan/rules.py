@@ -24,7 +24,27 @@ def _rule(rule: str, message: str, path: str, *, at_birth: bool = False) -> Rule
 
 
 CLAIM_TAKEN = "a VM is claimed once: its claim never goes, and its id, owner and boundAt never change"
+CLAIM_ENDED = "a claim that has ended never changes"
 CLAIM_NOT_READY = "only a Ready VM can be claimed, and not with a claim that has already ended"
+
+
+def vmclaim_rules() -> tuple[Rule, ...]:
+    """Return the root rules of VMClaim: what was asked for, and by whom, is fixed; a slot is filled once."""
+    return (
+        _rule(
+            "self.spec.requester == oldSelf.spec.requester && self.spec.requests == oldSelf.spec.requests"
+            " && (has(self.spec.requesterGroups) ? self.spec.requesterGroups : [])"
+            " == (has(oldSelf.spec.requesterGroups) ? oldSelf.spec.requesterGroups : [])",
+            "requests, requester and requesterGroups never change: make another claim",
+            ".spec",
+        ),
+        _rule(
+            "!has(oldSelf.status.vms) || (has(self.status.vms) && oldSelf.status.vms.all(o,"
+            " self.status.vms.exists(n, n.slot == o.slot && n.uid == o.uid)))",
+            "a slot is filled once: its VM never changes",
+            ".status.vms",
+        ),
+    )
 
 
 def pooledvm_rules() -> tuple[Rule, ...]:
@@ -65,7 +85,7 @@ def pooledvm_rules() -> tuple[Rule, ...]:
             "!has(oldSelf.spec.claim) || (!has(oldSelf.spec.claim.releasedAt)"
             " && oldSelf.status.phase != 'Completed')"
             " || (has(self.spec.claim) && self.spec.claim == oldSelf.spec.claim)",
-            "a claim that has ended never changes",
+            CLAIM_ENDED,
             _CLAIM,
         ),
         _rule(

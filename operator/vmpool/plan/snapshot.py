@@ -6,11 +6,15 @@ far more often than checked (the API server has checked them already).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
+from vmpool.api.claim import VMClaimSpec, VMClaimStatus
 from vmpool.api.pool import Creation, VMPoolSpec, VMPoolStatus
 from vmpool.plan.lifecycle import Phase
+
+BEGINNING = datetime.fromtimestamp(0, UTC)
+"""The age of an object that does not tell it."""
 
 
 class Step(StrEnum):
@@ -36,6 +40,7 @@ class Reason(StrEnum):
     CLAIM_ENDED = "ClaimEnded"
     QUARANTINE_ENDED = "QuarantineEnded"
     STRAGGLER = "Straggler"
+    POOL_RESET = "PoolReset"
     MACHINE_GONE = "MachineGone"
     MACHINE_FAILED = "MachineFailed"
     PENDING_TIMEOUT = "PendingTimeout"
@@ -54,11 +59,12 @@ PLANNED = frozenset(
         Reason.CLAIM_ENDED,
         Reason.QUARANTINE_ENDED,
         Reason.STRAGGLER,
+        Reason.POOL_RESET,
     }
 )
 """Reasons that are nobody's failure."""
 
-REPLACED = frozenset({Reason.TEMPLATE_CHANGED, Reason.READY_TTL})
+REPLACED = frozenset({Reason.TEMPLATE_CHANGED, Reason.READY_TTL, Reason.POOL_RESET})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,24 @@ class ClaimFacts:
     expires_at: datetime
     released_at: datetime | None = None
     end_reason: str = ""
+    bound_at: datetime | None = None
+    token_id: str = ""
+    """Public id of the REST token that was used; empty without one."""
+    ref: "ClaimRefFacts | None" = None
+    """The VMClaim behind it; None for a checkout over REST."""
+    slot: int = 0
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRefFacts:
+    """The VMClaim that a claim was made for."""
+
+    namespace: str
+    name: str
+    uid: str
+    kind_uid: str
+    """uid of the CustomResourceDefinition of VMClaim when the claim was bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +140,8 @@ class VM:
     reason: str = ""
     message: str = ""
     steps: tuple[StepFacts, ...] = ()
+    claim_missing: bool = False
+    """Whether its owner was told that the VMClaim behind it is not there."""
 
     @property
     def since(self) -> datetime:
@@ -161,6 +187,10 @@ class Sight:
     """How many probes in a row were not."""
     failure: "Failed | None" = None
     """The verdict on a step that will not be tried again; becomes a write of its own."""
+    claim_tag: str = ""
+    """The claim that the machine's own tag names; empty without one."""
+    tag_at: datetime | None = None
+    """Not before this time is the tag tried again, after a failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +255,29 @@ class PoolFacts:
     deleting: bool = False
     held: bool = False
     """Whether our finalizer is on it."""
+    created_at: datetime = BEGINNING
+
+
+@dataclass(frozen=True, slots=True)
+class VMClaim:
+    """One VMClaim as the mirror shows it."""
+
+    uid: str
+    namespace: str
+    name: str
+    resource_version: str
+    generation: int
+    created_at: datetime
+    deleting: bool
+    spec: VMClaimSpec
+    status: VMClaimStatus
+    ondemand: str = ""
+    """What the gateway wrote on it about the on-demand request behind it; empty without one."""
+
+    @property
+    def phase(self) -> str:
+        """A word of ``ClaimPhase``, or one that a newer release wrote."""
+        return self.status.phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +301,8 @@ class PoolSnapshot:
     outlook: Outlook = NO_OUTLOOK
     waiting: int = 0
     """VMs that waiting claims ask for on top."""
+    name_taken: str = ""
+    """The older pool that has this one's ``restName`` already, as ``namespace/name``; empty when there is none."""
 
     def sight(self, vm: VM) -> Sight:
         """What was last seen of a VM's machine."""

@@ -11,6 +11,7 @@ from vmpool.api import keys
 from vmpool.api.conditions import ConditionType, find, merge, observed
 from vmpool.api.pool import Failure, VMPoolStatus
 from vmpool.plan.actions import CreateVM
+from vmpool.plan.demand import NAME_TAKEN
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.pool import Plan
 from vmpool.plan.snapshot import PoolSnapshot, ProviderFacts, Step
@@ -39,6 +40,8 @@ def pool_status(
         new.append(observed(ConditionType.STALLED, True, *stalled, generation=generation, now=now))
     elif pool.deleting or (not settled and not pool.spec.paused):
         new.append(observed(ConditionType.RECONCILING, True, reason, message, generation=generation, now=now))
+    if seen.name_taken and not any(one.type == ConditionType.STALLED for one in new):
+        new.append(observed(ConditionType.STALLED, True, *_name_taken(seen), generation=generation, now=now))
     return VMPoolStatus(
         observed_generation=generation,
         conditions=merge(pool.status.conditions, new, now),
@@ -47,6 +50,7 @@ def pool_status(
         ready_replicas=counts.ready,
         pending_replicas=counts.pending,
         claimed_replicas=counts.claimed,
+        waiting_replicas=seen.waiting,
         quarantined_replicas=counts.quarantined,
         draining_replicas=counts.draining,
         stale_replicas=counts.stale,
@@ -54,6 +58,14 @@ def pool_status(
         template_digest=seen.digest,
         creation=seen.creation,
         recent_failures=tuple(failures),
+    )
+
+
+def _name_taken(seen: PoolSnapshot) -> tuple[str, str]:
+    spec = seen.pool.spec
+    return NAME_TAKEN, (
+        f"spec.restName {spec.rest_name} is what VMPool {seen.name_taken} is called in REST already: choose another; "
+        f"until then this pool is {seen.pool.namespace}_{seen.pool.name} there"
     )
 
 

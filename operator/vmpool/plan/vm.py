@@ -19,6 +19,7 @@ from vmpool.plan.actions import (
     MarkClaimed,
     MarkReady,
     Probe,
+    TagMachine,
     VMAction,
 )
 from vmpool.plan.lifecycle import Phase
@@ -166,7 +167,14 @@ def _claimed(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Ne
     if machine_gone(sight, provider):
         return Next(EndClaim(vm, ENDED_MACHINE_GONE))
     doubt = _missing(vm, sight, provider, now, claim.expires_at)
-    return doubt if doubt is not None else Next(wake_at=claim.expires_at)
+    if doubt is not None:
+        return doubt
+    # Only what was seen can be known to lack its tag: a restart does not tag everything anew.
+    if sight.looked_at is not None and sight.claim_tag != claim.id and provider.reachable and vm.machine_id:
+        if sight.tag_at is None or now >= sight.tag_at:
+            return Next(TagMachine(vm), wake_at=claim.expires_at)
+        return Next(wake_at=min(sight.tag_at, claim.expires_at))
+    return Next(wake_at=claim.expires_at)
 
 
 def _pending(

@@ -11,7 +11,7 @@ from typing import Any
 import kopf
 
 from vmpool.api import keys
-from vmpool.api.crd import POOL, PROVIDER
+from vmpool.api.crd import CLAIM, POOL, PROVIDER
 from vmpool.kube.client import Client
 from vmpool.kube.connection import connection
 
@@ -29,8 +29,13 @@ def frame_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def register(registry: kopf.OperatorRegistry, wake: Callable[[str], None], client: Client) -> None:
-    """Attach the handlers to the caller's registry, never to kopf's global one. ``wake`` takes an object's uid."""
+def register(
+    registry: kopf.OperatorRegistry, wake: Callable[[str], None], wake_queue: Callable[[], None], client: Client
+) -> None:
+    """Attach the handlers to the caller's registry, never to kopf's global one.
+
+    ``wake`` takes an object's uid; ``wake_queue`` is for VMClaims, which have one loop together.
+    """
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
@@ -48,5 +53,9 @@ def register(registry: kopf.OperatorRegistry, wake: Callable[[str], None], clien
     async def seen(meta: Mapping[str, Any], **_: Any) -> None:
         wake(meta["uid"])
 
+    async def asked(**_: Any) -> None:
+        wake_queue()
+
+    kopf.on.event(keys.GROUP, keys.VERSION, CLAIM.plural, id=f"wake-{CLAIM.singular}", registry=registry)(asked)
     for kind in (POOL, PROVIDER):
         kopf.on.event(keys.GROUP, keys.VERSION, kind.plural, id=f"wake-{kind.singular}", registry=registry)(seen)

@@ -2,22 +2,24 @@
 
 import asyncio
 import gc
-import os
 import signal
 import sys
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from pathlib import Path
+from typing import Any
 
 import kopf
+from prometheus_client import CollectorRegistry
 
 from vmpool.api import keys
 from vmpool.engine.engine import Engine
-from vmpool.engine.facts import pool_facts, provider_object, vm_facts
+from vmpool.engine.facts import claim_facts, pool_facts, provider_object, vm_facts
 from vmpool.engine.world import VM_INDEXES, World
-from vmpool.kube.client import Client, ClientSettings, RequestSeen
+from vmpool.kube.client import Client, ClientSettings
+from vmpool.kube.connect import connect, keep_clock
 from vmpool.kube.events import EventRecorder, EventSettings
-from vmpool.kube.kinds import POOLEDVMS, VMPOOLS, VMPROVIDERS
+from vmpool.kube.kinds import POOLEDVMS, VMCLAIMS, VMPOOLS, VMPROVIDERS
 from vmpool.kube.lease import Lease, LeaseLost, LeaseSettings, new_identity
 from vmpool.kube.mirror import Mirror, MirrorSettings, Selection
 from vmpool.rim import probes
@@ -31,15 +33,20 @@ log = logs.get(__name__)
 
 LEASE_REQUEST_SHARE = 0.4
 """Of the renew deadline, for one request: two of them fit."""
-CLOCK_SECONDS = 10.0
-"""How often the API server's clock is asked for when nothing else is."""
+
+Companion = Callable[[CollectorRegistry, asyncio.Event], Coroutine[Any, Any, None]]
+"""Runs beside the engine, before and without the lease, until the event is set; then it ends what it has begun.
+
+What it raises ends the process.
+"""
 
 
 class Process:
     """One operator process; ``run`` returns its exit code."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, companions: Sequence[Companion] = ()) -> None:
         self.settings = settings
+        self._companions = companions
         self.metrics = Metrics()
         self.engine: Engine | None = None
         self._stop = asyncio.Event()
@@ -49,16 +56,18 @@ class Process:
         self._take_signals()
         work = asyncio.create_task(self._work(), name="operator")
         waiter = asyncio.create_task(self._stop.wait(), name="stop")
-        await asyncio.wait({work, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        beside = [asyncio.create_task(run(self.metrics.registry, self._stop)) for run in self._companions]
+        await asyncio.wait({work, waiter, *beside}, return_when=asyncio.FIRST_COMPLETED)
         waiter.cancel()
-        if work.done():
-            error = work.exception()
-            log.error("operator_ends", error=_flat(error), exc_info=error)
-            return 1
+        for task in (work, *beside):
+            error = task.exception() if task.done() else None
+            if error is not None or work.done():
+                log.error("operator_ends", error=_flat(error), exc_info=error)
+                return 1
         log.info("operator_stops")
-        if self.engine is not None:
-            # While the lease is still held: kopf, once it ends, cancels every task of the process.
-            await self.engine.stop()
+        # While the lease is still held: kopf, once it ends, cancels every task of the process.
+        engine = [self.engine.stop()] if self.engine is not None else []
+        await asyncio.gather(*engine, *beside, return_exceptions=True)
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
         return 0
@@ -90,7 +99,7 @@ class Process:
                     group.create_task(self._hold(lease, world, self.engine))
                     group.create_task(self.engine.run())
                     group.create_task(self._frame(client, self.engine))
-                    group.create_task(self._clock(client))
+                    group.create_task(keep_clock(client, self.settings.namespace))
             except BaseExceptionGroup:
                 # Doubt: nothing that is in flight gets time to finish.
                 world.stop_grace_seconds = 0.0
@@ -115,12 +124,8 @@ class Process:
         return self.engine.healthy()
 
     async def _client(self) -> Client:
-        settings = ClientSettings(in_flight=self.settings.requests_in_flight)
-        path = self.settings.kubeconfig
-        if path or not _in_cluster():
-            chosen = path or _default_kubeconfig()
-            return await Client.from_kubeconfig(chosen, self.settings.context or None, settings, self._count)
-        return await Client.in_cluster(settings, self._count)
+        bounds = ClientSettings(in_flight=self.settings.requests_in_flight)
+        return await connect(self.settings, bounds, self.metrics.api_requests)
 
     def _lease_settings(self) -> LeaseSettings:
         given = self.settings
@@ -130,10 +135,6 @@ class Process:
             retry_period=timedelta(seconds=given.lease_retry_seconds),
             request_timeout=timedelta(seconds=given.lease_renew_seconds * LEASE_REQUEST_SHARE),
         )
-
-    def _count(self, seen: RequestSeen) -> None:
-        resource = f"{seen.plural}/{seen.subresource}" if seen.subresource else seen.plural
-        self.metrics.api_requests.labels(seen.method, resource, seen.status).inc()
 
     async def _world(self, client: Client) -> World:
         namespace = self.settings.watch_namespace or None
@@ -150,12 +151,13 @@ class Process:
             pools=Mirror(client, Selection(VMPOOLS, namespace), pool_facts, bounds),
             vms=Mirror(client, Selection(POOLEDVMS, namespace), vm_facts, bounds, VM_INDEXES),
             providers=Mirror(client, Selection(VMPROVIDERS, namespace), provider_object, bounds),
+            claims=Mirror(client, Selection(VMCLAIMS, namespace), claim_facts, bounds),
         )
 
     async def _frame(self, client: Client, engine: Engine) -> None:
         """Run kopf while we lead."""
         registry = kopf.OperatorRegistry()
-        register(registry, engine.wake, client)
+        register(registry, engine.wake, engine.wake_queue, client)
         namespaces = [self.settings.watch_namespace] if self.settings.watch_namespace else []
         ours = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(
@@ -170,26 +172,12 @@ class Process:
         await kopf.run_tasks(tasks, ignored=ours)
         raise RuntimeError("kopf has ended by itself")
 
-    async def _clock(self, client: Client) -> None:
-        """Keep the clock comparison fresh in an idle process, by a read that costs the server nothing."""
-        while True:
-            await install_id(client, self.settings.namespace, "")
-            await asyncio.sleep(CLOCK_SECONDS)
-
 
 async def _collect_again(engine: Engine) -> None:
     """Collect garbage from the first lists on, and leave out what was loaded until then."""
     await engine.ready.wait()
     gc.freeze()
     gc.enable()
-
-
-def _in_cluster() -> bool:
-    return Path("/var/run/secrets/kubernetes.io/serviceaccount/token").exists()
-
-
-def _default_kubeconfig() -> str:
-    return os.environ.get("KUBECONFIG", "") or str(Path.home() / ".kube" / "config")
 
 
 def _flat(error: BaseException | None) -> str:
@@ -199,7 +187,7 @@ def _flat(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def run_operator(settings: Settings) -> None:
-    """Run the operator and exit with its code."""
+def run_operator(settings: Settings, companions: Sequence[Companion] = ()) -> None:
+    """Run the operator, with what is to run in the same process, and exit with its code."""
     logs.configure(settings.log_format, settings.log_level)
-    sys.exit(asyncio.run(Process(settings).run()))
+    sys.exit(asyncio.run(Process(settings, companions).run()))

@@ -24,6 +24,15 @@ class Metrics:
         self.ready_seconds = Histogram(
             "vmpool_vm_ready_seconds", "From the PooledVM's creation until Ready.", pool, buckets=SECONDS, registry=r
         )
+        self.claims_waiting = Gauge(
+            "vmpool_claims_waiting", "VMClaims that wait for VMs of a pool; one may wait for several.", pool, registry=r
+        )
+        self.claim_binds = Counter(
+            "vmpool_claim_binds_total", "VMs for VMClaims, by what became of the try.", ("outcome",), registry=r
+        )
+        self.claim_wait = Histogram(
+            "vmpool_claim_wait_seconds", "From a VMClaim's creation until Bound.", buckets=SECONDS, registry=r
+        )
         self.rounds = Counter("vmpool_rounds_total", "Rounds by kind and outcome.", ("kind", "outcome"), registry=r)
         self.round_seconds = Histogram(
             "vmpool_round_seconds", "CPU-bound part of a round.", ("kind",), buckets=SECONDS, registry=r
@@ -64,7 +73,7 @@ class Metrics:
 
     def drop_pool(self, namespace: str, pool: str) -> None:
         """Forget the levels of a pool that is gone; its counters stay, as counters do."""
-        for gauge in (self.vms, self.desired):
+        for gauge in (self.vms, self.desired, self.claims_waiting):
             for labels in [sample.labels for metric in gauge.collect() for sample in metric.samples]:
                 if (labels["namespace"], labels["pool"]) == (namespace, pool):
                     gauge.remove(*labels.values())

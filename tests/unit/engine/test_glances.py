@@ -8,11 +8,18 @@ import pytest
 
 from tests.unit.engine.test_lane import lane
 from tests.waiting import until
+from vmpool.engine import glances as glances_module
 from vmpool.engine.glances import FEW, Glances
 from vmpool.providers.base import Machine, MachineState
 from vmpool.providers.errors import MachineNotFound, Unavailable
 
 MANY = 3 * FEW
+
+
+@pytest.fixture(autouse=True)
+def gathered_in_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks that begin together are gathered by the loop's next turn: on a busy machine five milliseconds are not."""
+    monkeypatch.setattr(glances_module, "GATHER_SECONDS", 0)
 
 
 class Far:

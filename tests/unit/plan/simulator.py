@@ -214,6 +214,9 @@ class World:
                     self.creation = backoff.after_success(self.creation, self.pool.spec.limits.pending)
             case actions.MarkClaimed():
                 self._decided(vm, Phase.CLAIMED)
+            case actions.TagMachine():
+                assert vm.claim is not None
+                self.sights[vm.uid] = replace(self.sights[vm.uid], claim_tag=vm.claim.id)
             case actions.EndClaim():
                 assert vm.claim is not None
                 self._decided(vm, vm.phase, claim=replace(vm.claim, released_at=self.now))

@@ -27,6 +27,7 @@ from vmpool.plan.actions import (
     MarkClaimed,
     MarkReady,
     Quarantine,
+    TagMachine,
 )
 from vmpool.plan.lifecycle import Phase, may_become
 from vmpool.plan.pool import Plan, plan_pool
@@ -44,11 +45,14 @@ def vm_actions(plan: Plan) -> list:
     return [action for action in plan.actions if not isinstance(action, CreateVM)]
 
 
-def a_claimed_vm_is_only_looked_at_or_its_claim_is_ended(seen: PoolSnapshot, plan: Plan) -> None:
+def a_claimed_vm_is_only_looked_at_or_tagged_or_its_claim_is_ended(seen: PoolSnapshot, plan: Plan) -> None:
     for action in vm_actions(plan):
         if not action.vm.claimed:
             continue
-        assert isinstance(action, MarkClaimed | EndClaim | Look)
+        assert isinstance(action, MarkClaimed | TagMachine | EndClaim | Look)
+        if isinstance(action, TagMachine):
+            assert action.vm.phase == Phase.CLAIMED
+            assert seen.sight(action.vm).claim_tag != action.vm.claim.id
         if isinstance(action, EndClaim):
             why = {
                 ENDED_EXPIRED: action.vm.claim.expires_at <= NOW,
@@ -178,7 +182,7 @@ def only_legal_steps_of_life_are_asked_for(seen: PoolSnapshot, plan: Plan) -> No
 
 PROMISES = (
     only_legal_steps_of_life_are_asked_for,
-    a_claimed_vm_is_only_looked_at_or_its_claim_is_ended,
+    a_claimed_vm_is_only_looked_at_or_tagged_or_its_claim_is_ended,
     a_released_vm_is_completed_and_only_then_destroyed,
     creates_stay_within_every_bound,
     the_pool_gives_up_at_most_limits_deletes_a_round,

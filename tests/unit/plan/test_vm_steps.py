@@ -35,6 +35,7 @@ from vmpool.plan.actions import (
     MarkClaimed,
     MarkReady,
     Probe,
+    TagMachine,
 )
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.looks import LOOK_FIRST, LOOK_LONGEST
@@ -50,6 +51,7 @@ from vmpool.plan.vm import (
 
 PLAIN: Readiness = spec(readiness={"timeout": "15m"}).readiness
 PROBED: Readiness = spec(readiness={"timeout": "15m", "tcpSocket": {"port": 22}, "failureThreshold": 3}).readiness
+TAGGED = replace(RUNNING, claim_tag="claim-1")
 BOOTING = Sight(looked_at=ago(seconds=1), state="Creating")
 MISSED = Sight(looked_at=ago(minutes=1), state="Running", addresses=ADDRESS, misses=1, missed_at=ago(seconds=2))
 
@@ -295,12 +297,31 @@ def test_a_claim_makes_a_ready_vm_claimed_whatever_else_is_known() -> None:
 
 def test_a_claim_runs_to_its_end() -> None:
     mine = vm("c", Phase.CLAIMED)
-    assert step(mine, RUNNING) == Next(wake_at=claim().expires_at)
-    assert step(mine, RUNNING, now=claim().expires_at).action == EndClaim(mine, "Expired")
+    assert step(mine, TAGGED) == Next(wake_at=claim().expires_at)
+    assert step(mine, TAGGED, now=claim().expires_at).action == EndClaim(mine, "Expired")
     assert step(mine, GONE).action == EndClaim(mine, "MachineGone")
 
 
-@pytest.mark.parametrize("sight", [BROKEN, replace(RUNNING, state="Stopped"), replace(RUNNING, probe_failures=99)])
+def test_a_claimed_machine_that_was_seen_without_its_tag_gets_it() -> None:
+    mine = vm("c", Phase.CLAIMED)
+    assert step(mine, RUNNING) == Next(TagMachine(mine), wake_at=claim().expires_at)
+    assert step(mine, replace(RUNNING, claim_tag="of-another-life")).action == TagMachine(mine)
+    assert step(mine, NOTHING_SEEN).action is None, "a restart tags nothing that it has not seen"
+    assert step(mine, RUNNING, provider(usable=False, reachable=False)).action is None
+    ended = vm("c", Phase.CLAIMED, claim=claim(released_at=NOW))
+    assert isinstance(step(ended, RUNNING).action, Complete)
+
+
+def test_a_tag_that_could_not_be_put_is_tried_again_later() -> None:
+    mine, again = vm("c", Phase.CLAIMED), soon(minutes=1)
+    assert step(mine, replace(RUNNING, tag_at=again)) == Next(wake_at=again)
+    assert step(mine, replace(RUNNING, tag_at=again), now=again).action == TagMachine(mine)
+
+
+@pytest.mark.parametrize(
+    "sight",
+    [replace(BROKEN, claim_tag="claim-1"), replace(TAGGED, state="Stopped"), replace(TAGGED, probe_failures=99)],
+)
 def test_a_sick_machine_keeps_its_claim(sight: Sight) -> None:
     assert step(vm("c", Phase.CLAIMED, deleting=True), sight, readiness=PROBED).action is None
 

@@ -1,0 +1,103 @@
+"""The two proofs that a VMClaim is gone: the server's own word about the object, and that its kind is still the same.
+
+While a CustomResourceDefinition is deleted or replaced its objects vanish with a proper NotFound first. So what was
+bound under one definition is ended only while that one is served; anything else leaves the VM to its owner until the
+claim expires.
+"""
+
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vmpool.kube.client import Client
+from vmpool.kube.errors import KubeError, NotFound
+from vmpool.kube.kinds import CRDS, VMCLAIMS
+from vmpool.kube.mirror import Mirror
+from vmpool.kube.resource import Json
+from vmpool.plan.snapshot import ClaimRefFacts, VMClaim
+
+DEFINITION = f"{VMCLAIMS.plural}.{VMCLAIMS.group}"
+
+
+class KindUnreadable(Exception):
+    """The definition of VMClaim cannot be read, or is going: nothing may be bound that nobody could end by proof."""
+
+
+class Presence(StrEnum):
+    """What is known of a VMClaim that the mirror lacks."""
+
+    THERE = "There"
+    GONE = "Gone"
+    UNPROVEN = "Unproven"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the server said, and in a sentence why that proves nothing."""
+
+    presence: Presence
+    why: str = ""
+
+
+class Absence:
+    """Asks the server; one per process."""
+
+    def __init__(self, client: Client, claims: Mirror[VMClaim], seconds: float) -> None:
+        self._client = client
+        self._claims = claims
+        self._seconds = seconds
+        self._known: tuple[str, float, int] | None = None
+
+    async def kind_uid(self) -> str:
+        """Return the uid of the definition that is served now.
+
+        Remembered for ``seconds``, and no longer than the mirror goes on without listing anew: a definition that is
+        replaced breaks its watch. Raises ``KindUnreadable``.
+        """
+        lists = self._claims.stats.lists
+        if self._known is not None:
+            uid, read_at, at_lists = self._known
+            if at_lists == lists and time.monotonic() - read_at <= self._seconds:
+                return uid
+        self._known = None
+        try:
+            definition = await self._definition()
+        except KubeError as error:
+            raise KindUnreadable(f"CustomResourceDefinition {DEFINITION} cannot be read: {error}") from error
+        if _is_going(definition):
+            raise KindUnreadable(f"CustomResourceDefinition {DEFINITION} is being deleted")
+        found = str(definition["metadata"]["uid"])
+        self._known = (found, time.monotonic(), lists)
+        return found
+
+    async def find(self, ref: ClaimRefFacts) -> Finding:
+        """Say whether a VMClaim is gone: first the object is asked for, and only then the definition."""
+        try:
+            found = await self._client.get(VMCLAIMS, ref.namespace, ref.name)
+        except NotFound as error:
+            if error.name != ref.name:
+                return Finding(Presence.UNPROVEN, f"the API server says that another object is not there: {error}")
+        except KubeError as error:
+            return Finding(Presence.UNPROVEN, f"VMClaim {ref.namespace}/{ref.name} cannot be read: {error}")
+        else:
+            if found["metadata"]["uid"] == ref.uid:
+                if self._claims.selection.namespace in (None, ref.namespace):
+                    self._claims.saw(found)
+                return Finding(Presence.THERE)
+        try:
+            definition = await self._definition()
+        except KubeError as error:
+            return Finding(Presence.UNPROVEN, f"CustomResourceDefinition {DEFINITION} cannot be read: {error}")
+        if _is_going(definition):
+            return Finding(Presence.UNPROVEN, f"CustomResourceDefinition {DEFINITION} is being deleted")
+        if definition["metadata"]["uid"] != ref.kind_uid:
+            replaced = f"CustomResourceDefinition {DEFINITION} was replaced after the VM was handed out"
+            return Finding(Presence.UNPROVEN, replaced)
+        return Finding(Presence.GONE)
+
+    async def _definition(self) -> Json:
+        return await self._client.get(CRDS, None, DEFINITION)
+
+
+def _is_going(definition: Json) -> bool:
+    return "deletionTimestamp" in definition["metadata"]

@@ -1,0 +1,1 @@
+"""Who a caller is: providers vouch for users, tokens stand for them afterwards."""
