@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -45,11 +46,18 @@ def plane_binaries() -> Binaries:
 @pytest.fixture(scope="session")
 def plane(plane_binaries: Binaries) -> Iterator[ControlPlane]:
     """A throw-away control plane that ends with the run, however the run ends."""
+    with throwaway_plane(plane_binaries) as made:
+        yield made
+
+
+@contextmanager
+def throwaway_plane(binaries: Binaries) -> Iterator[ControlPlane]:
+    """Run a control plane, and end it and remove its data however the run ends."""
     folder = Path(tempfile.mkdtemp(prefix="vmpool-plane-"))
     # A terminated run takes the way of an interrupted one, through the fixtures' ends; a killed run cannot.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     guard = _guard(folder)
-    server = ControlPlane(Home(folder), plane_binaries, throwaway=True)
+    server = ControlPlane(Home(folder), binaries, throwaway=True)
     try:
         server.start()
         yield server
@@ -63,6 +71,11 @@ def plane(plane_binaries: Binaries) -> Iterator[ControlPlane]:
 @pytest.fixture(scope="session")
 def kubectl(plane: ControlPlane) -> Kubectl:
     """Call ``kubectl("get", "pods", "-n", namespace)``; fails the test unless ``check=False``."""
+    return kubectl_of(plane)
+
+
+def kubectl_of(plane: ControlPlane) -> Kubectl:
+    """Return kubectl for a control plane."""
 
     def run(*args: str, input: str | None = None, check: bool = True) -> str:  # noqa: A002
         argv, environment = kubectl_call(plane.home, args)
@@ -85,6 +98,11 @@ def kubectl(plane: ControlPlane) -> Kubectl:
 @pytest.fixture(scope="session")
 def crds_installed(kubectl: Kubectl) -> None:
     """Every kind of ours is served."""
+    install_crds(kubectl)
+
+
+def install_crds(kubectl: Kubectl) -> None:
+    """Make the server serve every kind of ours."""
     files = sorted(CRDS.glob("*.yaml"))
     if not files:
         return
