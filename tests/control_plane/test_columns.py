@@ -5,7 +5,19 @@ from typing import Any
 import pytest
 
 from tests.api import TABLE, Api, Objects
-from tests.objects import CONDITION, FULL_SPECS, FULL_STATUSES, LATER, LONG_AGO, claim, pool, provider, thing, vm
+from tests.objects import (
+    CONDITION,
+    FULL_SPECS,
+    FULL_STATUSES,
+    LATER,
+    LONG_AGO,
+    claim,
+    pool,
+    provider,
+    thing,
+    vm,
+    vm_claim,
+)
 from tests.planes import Kubectl
 from vmpool.api import crd, keys
 
@@ -28,7 +40,7 @@ def conditions(reason: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 async def stored(api: Api, namespace: str) -> str:
-    """A namespace with a stalled pool, a provider in trouble, and a VM in each phase but Pending."""
+    """A stalled pool, a provider in trouble, a VM in each phase but Pending, a claim that is served, one that waits."""
     pools, providers = api.kind("vmpools", namespace), api.kind("vmproviders", namespace)
     (await pools.create(pool(POOL_NAME, replicas=5000, maxVMs=10000))).ok()
     counts = {"desiredReplicas": 5000, "readyReplicas": 4321, "pendingReplicas": 100, "claimedReplicas": 4999}
@@ -46,6 +58,14 @@ async def stored(api: Api, namespace: str) -> str:
     await store_vm(vms, f"{VM_NAME[:-1]}4", phase="Ready", addresses=["192.168.100.102"])
     (await vms.merge(f"{VM_NAME[:-1]}4", {"spec": {"claim": claim(owner=HOLDER)}})).ok()
     (await vms.merge(f"{VM_NAME[:-1]}4", {"status": {"phase": "Claimed"}}, "status")).ok()
+
+    claims = api.kind("vmclaims", namespace)
+    slot = {"slot": 0, "uid": "uid-of-vm", "name": VM_NAME, "namespace": namespace, "pool": POOL_NAME}
+    slot |= {"hostName": VM_NAME, "address": "192.168.100.102"}
+    bound = {"phase": "Bound", "reason": "Bound", "vms": [slot], "expiresAt": LATER}
+    for name, seen in (("build-7", bound), ("build-8", {"reason": "NothingReady", "position": "101-1000"})):
+        (await claims.create(vm_claim(name))).ok()
+        (await claims.merge(name, {"status": seen}, "status")).ok()
     return namespace
 
 
@@ -96,6 +116,13 @@ async def test_a_provider_says_whether_it_answers(api: Api, stored: str) -> None
         "Status": "ProviderUnavailable",
         "Stalled": "True",
     }
+
+
+async def test_a_wish_says_what_came_of_it(api: Api, stored: str) -> None:
+    bound, waits = await table(api, stored, "vmclaims")
+    assert list(bound) == ["Name", "Phase", "VM", "Address", "Position", "Reason", "Age"]
+    assert (bound["Phase"], bound["VM"], bound["Address"]) == ("Bound", VM_NAME, "192.168.100.102")
+    assert (waits["Phase"], waits["Position"], waits["Reason"]) == ("Pending", "101-1000", "NothingReady")
 
 
 async def test_a_claim_shows_its_end_in_the_wide_table(api: Api, kubectl: Kubectl, stored: str) -> None:
