@@ -83,10 +83,6 @@ class Engine:
         """Somebody saw a change of this object: its loop should look."""
         self._wake_uid(uid)
 
-    def wake_queue(self) -> None:
-        """Somebody saw a change of a VMClaim: the queue should be looked at."""
-        self._claims.wake()
-
     def healthy(self) -> str:
         """Return why this process should not be trusted now; empty when all is well."""
         if not self.ready.is_set():

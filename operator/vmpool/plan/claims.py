@@ -264,8 +264,6 @@ def _serve(work: _Work) -> None:
             for _, pool in places:
                 left[pool.uid] -= 1
             continue
-        if one.begun:
-            work.together |= set(one.pools)
         work.lack(one.wants)
         for _, pool in places:
             if pool.uid not in headed:

@@ -11,7 +11,7 @@ from typing import Any
 import kopf
 
 from vmpool.api import keys
-from vmpool.api.crd import CLAIM, POOL, PROVIDER
+from vmpool.api.crd import POOL, PROVIDER
 from vmpool.kube.client import Client
 from vmpool.kube.connection import connection
 
@@ -29,12 +29,11 @@ def frame_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def register(
-    registry: kopf.OperatorRegistry, wake: Callable[[str], None], wake_queue: Callable[[], None], client: Client
-) -> None:
-    """Attach the handlers to the caller's registry, never to kopf's global one.
+def register(registry: kopf.OperatorRegistry, wake: Callable[[str], None], client: Client) -> None:
+    """Attach the handlers to the caller's registry, never to kopf's global one. ``wake`` takes an object's uid.
 
-    ``wake`` takes an object's uid; ``wake_queue`` is for VMClaims, which have one loop together.
+    VMClaims wake their queue through the mirror alone: kopf ends the process as soon as a kind is not served, and a
+    definition that is replaced is no reason for that.
     """
 
     @kopf.on.login(registry=registry)
@@ -53,9 +52,5 @@ def register(
     async def seen(meta: Mapping[str, Any], **_: Any) -> None:
         wake(meta["uid"])
 
-    async def asked(**_: Any) -> None:
-        wake_queue()
-
-    kopf.on.event(keys.GROUP, keys.VERSION, CLAIM.plural, id=f"wake-{CLAIM.singular}", registry=registry)(asked)
     for kind in (POOL, PROVIDER):
         kopf.on.event(keys.GROUP, keys.VERSION, kind.plural, id=f"wake-{kind.singular}", registry=registry)(seen)

@@ -157,7 +157,7 @@ class Process:
     async def _frame(self, client: Client, engine: Engine) -> None:
         """Run kopf while we lead."""
         registry = kopf.OperatorRegistry()
-        register(registry, engine.wake, engine.wake_queue, client)
+        register(registry, engine.wake, client)
         namespaces = [self.settings.watch_namespace] if self.settings.watch_namespace else []
         ours = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(

@@ -112,6 +112,9 @@ async def test_what_was_revoked_is_not_brought_back_by_a_note_of_its_use(
         facts = book.find(token)
         assert facts is not None
         digest = entries.digest_of(key_of(kubectl, namespace), token)
+        # Something must be left in the Secret, or there is no place to bring the token back to.
+        stays = json.dumps({"data": {"README": ""}})
+        kubectl("patch", "secret", entries.secret_of(digest), "-n", namespace, "-p", stays)
         # The book has not heard of it yet when it writes down the use: no task has had a turn in between.
         book.used(facts)
         kubectl(

@@ -254,25 +254,31 @@ async def test_a_connection_lost_after_the_commit_is_looked_up_again(
     await held_are(scene, pool, {short(host)})
 
 
-@pytest.mark.parametrize("blind", [False, True], ids=["watch-tells", "watch-is-cut"])
+@pytest.mark.parametrize(
+    ("wait", "words"), [("30", "did not say whether"), ("1", "did not answer within")], ids=["gives-up", "in-time"]
+)
 async def test_an_unknown_outcome_says_so_and_leaves_nothing(
-    far: tuple[Gateway, Rest], way: Way, api: Api, namespace: str, blind: bool
+    make_gateway: MakeGateway, way: Way, api: Api, namespace: str, wait: str, words: str
 ) -> None:
-    """The claim is written, the answer is lost, and nobody can be asked: the client is told, the VM is given back."""
-    _, rest = far
-    scene = await scene_with(api, namespace, rest, web=Stock(ready=4))
-    pool = scene.name("web")
-    way.sluice.blind = blind
-    way.sluice.after_claim = way.proxy.close_door
-    cause = told_to_wait(await rest.post(f"/vm/{pool}"))
-    assert "not" in cause, cause
-    assert "API server" in cause, cause
-    (lost,) = {vm["metadata"]["name"] for vm in await scene.held(pool)}
-    way.sluice.blind = False
-    way.proxy.open_door()
-    name = short(hosts(await answered_again(rest, f"/vm/{pool}"))[0])
-    await held_are(scene, pool, {name})
-    assert (await scene.vm(lost))["spec"]["claim"]["endReason"], "it was claimed, so it must be ended, not forgotten"
+    """The claim is written, the answer is lost, and nobody can be asked: the client is told, the VM is given back.
+
+    Once the gateway has asked in vain as often as it does, once it is still asking when the client's time is over.
+    """
+    made = make_gateway(way.kubeconfig, **NO_REVIEWS, VMPOOL_GATEWAY_CHECKOUT_WAIT_SECONDS=wait)
+    async with client_of(made) as rest:
+        scene = await scene_with(api, namespace, rest, web=Stock(ready=4))
+        pool = scene.name("web")
+        way.sluice.blind = True
+        way.sluice.after_claim = way.proxy.close_door
+        cause = told_to_wait(await rest.post(f"/vm/{pool}"))
+        assert words in cause, cause
+        assert "nothing was done" not in cause
+        (lost,) = {vm["metadata"]["name"] for vm in await scene.held(pool)}
+        way.sluice.blind = False
+        way.proxy.open_door()
+        name = short(hosts(await answered_again(rest, f"/vm/{pool}"))[0])
+        await held_are(scene, pool, {name})
+        assert (await scene.vm(lost))["spec"]["claim"]["endReason"], "it must be ended, not forgotten"
 
 
 async def test_part_of_a_checkout_is_not_kept(far: tuple[Gateway, Rest], way: Way, api: Api, namespace: str) -> None:
