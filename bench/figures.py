@@ -20,6 +20,10 @@ class Pair:
     ours: Figures
     floor: Figures
 
+    def document(self) -> dict[str, dict[str, float]]:
+        """Return what is written of it."""
+        return {"ours": _rounded(self.ours), "floor": _rounded(self.floor)}
+
 
 @dataclass(frozen=True)
 class Promise:
@@ -43,6 +47,8 @@ class Result:
     promises: Sequence[Promise] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
     """What a reader must know to read a metric, by metric."""
+    whole: Pair | None = None
+    """What is of all pairs together and no median of theirs, as a percentile of all samples is."""
     metrics: dict[str, float] = field(init=False)
     floor: dict[str, float] = field(init=False)
     ratio: dict[str, float] = field(init=False)
@@ -56,6 +62,11 @@ class Result:
             name: statistics.median(p.ours[name] / p.floor[name] for p in self.pairs if p.floor.get(name))
             for name in both
         }
+        if self.whole is not None:
+            self.metrics |= self.whole.ours
+            self.floor |= self.whole.floor
+            bare = {name: value for name, value in self.whole.floor.items() if value and name in self.whole.ours}
+            self.ratio |= {name: self.whole.ours[name] / value for name, value in bare.items()}
 
     def value(self, promise: Promise) -> float:
         """Return the figure that a promise is about."""
@@ -78,7 +89,8 @@ class Result:
             "metrics": _rounded(self.metrics),
             "floor": _rounded(self.floor),
             "ratio": _rounded(self.ratio),
-            "pairs": [{"ours": _rounded(pair.ours), "floor": _rounded(pair.floor)} for pair in self.pairs],
+            "pairs": [pair.document() for pair in self.pairs],
+            **({"whole": self.whole.document()} if self.whole is not None else {}),
             "promises": {
                 f"{promise.metric}{' ratio' if promise.ratio else ''} {promise}": {
                     "value": _round(self.value(promise)),

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
 
-from bench import floor_watch
+from bench import floor_claim, floor_watch
 from bench.rig import INSTALL_ID, POOL, PROVIDER
 from vmpool.api.meta import format_time
 from vmpool.api.pool import template_digest
@@ -56,10 +56,10 @@ class Bare:
             pool, template_digest(pool.spec.template), f"{prefix}{random_suffix()}", new_request_id(), request
         )
         vm = vm_facts(await self.client.create(POOLEDVMS, self.namespace, body))
-        began = _now()
+        began = now()
         async with self._calls:
             machine = await self.provider.ensure(machine_request(vm, pool.spec.template, _tags(vm.uid)))
-        created = {"name": "create", "startedAt": began, "finishedAt": _now()}
+        created = {"name": "create", "startedAt": began, "finishedAt": now()}
         status: dict[str, Any] = {"machineId": machine.id, "steps": [created]}
         if machine.state is MachineState.RUNNING:
             await self._status(vm.name, {**status, **_ready(machine)})
@@ -70,7 +70,7 @@ class Bare:
         while (machine := await self.provider.get(machine.id)).state is not MachineState.RUNNING:
             assert time.monotonic() < asked + START_SECONDS + machine_seconds, "the machine does not start"
             await asyncio.sleep(POLL_SECONDS)
-        booted = {"name": "boot", "startedAt": created["finishedAt"], "finishedAt": _now()}
+        booted = {"name": "boot", "startedAt": created["finishedAt"], "finishedAt": now()}
         await self._status(vm.name, {**_ready(machine), "steps": [created, booted]})
 
     async def _status(self, name: str, status: Mapping[str, Any]) -> None:
@@ -92,7 +92,7 @@ async def fill(bare: Bare, options: Mapping[str, Any], go: Callable[[], Awaitabl
     return {"fill_seconds": time.monotonic() - began, "cpu_seconds": time.process_time()}
 
 
-TASKS = {"fill": fill, **floor_watch.TASKS}
+TASKS = {"fill": fill, **floor_claim.TASKS, **floor_watch.TASKS}
 
 
 def _tags(uid: str) -> dict[str, str]:
@@ -100,11 +100,12 @@ def _tags(uid: str) -> dict[str, str]:
 
 
 def _ready(machine: Machine) -> dict[str, Any]:
-    now = _now()
-    return {"phase": "Ready", "phaseSince": now, "readyAt": now, "addresses": list(machine.addresses)}
+    at = now()
+    return {"phase": "Ready", "phaseSince": at, "readyAt": at, "addresses": list(machine.addresses)}
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the present as our objects carry it."""
     return format_time(datetime.now(UTC))
 
 

@@ -1,4 +1,6 @@
-"""``plan``: one plan of a pool, and the status that follows from it, in a process that holds nothing else.
+"""``plan``: one plan of a pool, the status that follows from it, and one plan of the queue of VMClaims.
+
+Each in a process that holds nothing else.
 
 Run as ``python -m bench.plan ours|floor`` by ``run``.
 """
@@ -11,12 +13,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import orjson
 
+from bench import claim_queue
+from bench.claim_queue import NOW
 from bench.figures import Figures, Pair, Promise, Result
 from bench.processes import child_figures
 from bench.rig import IMAGE, POOL, PROVIDER, Rig
@@ -25,8 +29,10 @@ from vmpool.api.meta import format_time
 from vmpool.api.pool import template_digest
 from vmpool.engine.facts import pool_facts, vm_facts
 from vmpool.engine.sights import Sights
-from vmpool.plan.lifecycle import Phase
+from vmpool.plan.claims import plan_claims
+from vmpool.plan.lifecycle import ClaimPhase, Phase
 from vmpool.plan.pool import plan_pool
+from vmpool.plan.queue import QueueSnapshot
 from vmpool.plan.snapshot import VM, PoolFacts, PoolSnapshot, ProviderFacts, Reason, Step
 from vmpool.plan.status import pool_status
 from vmpool.providers.base import Machine, MachineState
@@ -34,12 +40,13 @@ from vmpool.providers.base import Machine, MachineState
 COUNTS = (1_000, 5_000, 10_000)
 PLANS = 40
 """Plans of each size in a process; their median is the process's figure."""
+QUEUE_PLANS = 7
+"""The same of the queue, which takes longer."""
 PROVIDERS = 8
 """As many as a pool may name."""
 PENDING_OF_1000 = 30
 COMPLETED_OF_1000 = 5
 PROBE_SECONDS = 60.0
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
 MILLISECONDS = 1000.0
 
 
@@ -60,6 +67,7 @@ def measured(task: str) -> Figures:
         seen = snapshot(count)
         if task == "floor":
             figures[f"plan_ms_{count}"] = _median_ms(partial(counted, seen))
+            figures |= {name: _median_ms(partial(claim_queue.counted, queue)) for name, queue in _queues(count)}
             continue
         figures[f"plan_ms_{count}"] = _median_ms(partial(plan_pool, seen, NOW))
         plan = plan_pool(seen, NOW)
@@ -67,7 +75,15 @@ def measured(task: str) -> Figures:
         assert {"Look", "DestroyMachine"} <= {type(action).__name__ for action in plan.actions}, plan.counts
         assert plan.counts.ready > count * 0.9, plan.counts
         figures[f"status_ms_{count}"] = _median_ms(partial(pool_status, seen, plan, failures=(), stalled=None, now=NOW))
+        for name, queue in _queues(count):
+            figures[name] = _median_ms(partial(plan_claims, queue, NOW), QUEUE_PLANS)
     return figures
+
+
+def _queues(count: int) -> Iterator[tuple[str, QueueSnapshot]]:
+    """Yield queues by the names of their figures; one at a time, because each holds thousands of objects."""
+    yield f"bound_claims_ms_{count}", claim_queue.checked(claim_queue.bound(count), ClaimPhase.BOUND)
+    yield f"waiting_claims_ms_{count}", claim_queue.checked(claim_queue.waiting(count), ClaimPhase.PENDING)
 
 
 def counted(seen: PoolSnapshot) -> tuple[Counter[str], int]:
@@ -80,11 +96,11 @@ def counted(seen: PoolSnapshot) -> tuple[Counter[str], int]:
     return phases, looked_at
 
 
-def _median_ms(work: Callable[[], Any]) -> float:
+def _median_ms(work: Callable[[], Any], times: int = PLANS) -> float:
     work()
     gc.collect()
     spent = []
-    for _ in range(PLANS):
+    for _ in range(times):
         began = time.thread_time()
         work()
         spent.append(time.thread_time() - began)

@@ -7,14 +7,18 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from tests import operators
+from tests import gateways, operators
 from tests.waiting import until
+
+from bench.load import Waits
 
 START_SECONDS = 60.0
 CHILD_SECONDS = 300.0
 """One half of a pair takes seconds; on a busy machine it may take many."""
+LINE_BYTES = 2**22
+"""Longest line that a child prints: a wait is about 8 bytes, and there are thousands."""
 
 
 class Operator(operators.Operator):
@@ -31,6 +35,12 @@ class Operator(operators.Operator):
             return wanted in self.lines()
 
         await until(found, deadline=deadline, what=f"the operator says {event}")
+
+
+class Gateway(gateways.Gateway):
+    """A gateway with the settings that users get; only its port is any free one."""
+
+    base: ClassVar = {"VMPOOL_GATEWAY_PORT": "0"}
 
 
 async def child_figures(module: str, *arguments: str) -> dict[str, float]:
@@ -67,20 +77,23 @@ class Floor:
     JSON: its figures.
     """
 
+    module: ClassVar = "bench.floor"
+
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @classmethod
-    async def start(cls, task: str, **options: Any) -> "Floor":
-        """Start a task of ``bench.floor`` and wait until it is ready."""
+    async def start(cls, task: str, **options: Any) -> Self:
+        """Start a task of the module and wait until it is ready."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "bench.floor",
+            cls.module,
             task,
             json.dumps(options, default=str),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            limit=LINE_BYTES,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
         )
         made = cls(process)
@@ -98,10 +111,11 @@ class Floor:
         assert self._process.stdin is not None
         self._process.stdin.write(b"go\n")
 
-    async def ended(self) -> Mapping[str, float]:
-        """Wait for its end and return its figures."""
-        figures: dict[str, float] = json.loads(await self._line())
-        await self._process.wait()
+    async def ended(self) -> Mapping[str, Any]:
+        """Wait for its end and return its figures. Raises AssertionError when it fails."""
+        line = await self._line()
+        assert await self._process.wait() == 0, f"{self.module} ended with {self._process.returncode}"
+        figures: dict[str, Any] = json.loads(line)
         return figures
 
     async def kill(self) -> None:
@@ -113,3 +127,15 @@ class Floor:
     async def _line(self) -> str:
         assert self._process.stdout is not None
         return (await self._process.stdout.readline()).decode().strip()
+
+
+class Clients(Floor):
+    """Clients of ``bench.asking``, in a process of their own; they warm up before they say that they are ready."""
+
+    module: ClassVar = "bench.asking"
+
+    async def waits(self) -> Waits:
+        """Let them begin, wait for their end, and return how long each request took."""
+        self.go()
+        told = await self.ended()
+        return Waits(told["seconds"], tuple(told["each_ms"]), told["cpu_seconds"])

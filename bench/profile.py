@@ -6,8 +6,6 @@ which part is large, and the benchmarks say how large.
 
 import asyncio
 import contextlib
-import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -22,10 +20,11 @@ from rich.console import Console
 from tests.waiting import until
 
 from bench.__main__ import stage
+from bench.asking import stock_needed
 from bench.listener import free_port, listening
-from bench.processes import Operator
-from bench.rig import INSTALL_ID, Field, Rig, raised
-from bench.stock import stocked
+from bench.processes import Clients, Gateway, Operator
+from bench.rig import POOL, Field, Rig, raised, serves
+from bench.stock import shelf, stocked
 from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
 from vmpool.kube.resource import Json
 
@@ -40,25 +39,24 @@ IDLE_SETTLES_SECONDS = 70.0
 REACTING = 50
 DELETED = 30
 HELD = 5_000
+CHECKED_OUT = 2_000
+CLAIMED = 500
+CLIENTS = 16
 DEADLINE_SECONDS = 120.0
 
 
-class Profiled(Operator):
-    """An operator with a profiler inside, that writes its report where it was told to."""
+class Inside:
+    """A process with a profiler inside, that writes its report where it was told to."""
 
-    def __init__(self, rig: Rig, where: Field, task: str) -> None:
-        folder = rig.folder / f"profiled-{secrets.token_hex(3)}"
-        folder.mkdir()
-        super().__init__(
-            rig.plane.kubeconfig,
-            folder,
-            VMPOOL_WATCH_NAMESPACE=where.namespace,
-            VMPOOL_NAMESPACE=where.namespace,
-            VMPOOL_INSTALL_ID=INSTALL_ID,
-            PYTHONPATH=str(ROOT),
-        )
-        self.task = task
-        self.report = folder / "report.txt"
+    _environment: dict[str, str]
+    _process: subprocess.Popen[bytes] | None
+    log: Path
+    task: str
+
+    @property
+    def report(self) -> Path:
+        """Where the report will be."""
+        return self.log.parent / "report.txt"
 
     def start(self) -> None:
         """Start it; returns at once."""
@@ -68,13 +66,32 @@ class Profiled(Operator):
 
     def switch(self) -> None:
         """Turn the profiler on, or off."""
-        os.kill(self.pid, signal.SIGUSR1)
+        assert self._process is not None, "not started"
+        self._process.send_signal(signal.SIGUSR1)
 
     async def reported(self) -> str:
         """Turn the profiler off and return what it has seen."""
         self.switch()
         await until(self.report.exists, deadline=DEADLINE_SECONDS, what="the report is there")
         return self.report.read_text()
+
+
+class Profiled(Inside, Operator):
+    """An operator with a profiler inside."""
+
+    def __init__(self, rig: Rig, where: Field, task: str) -> None:
+        super().__init__(rig.plane.kubeconfig, rig.folder_for("profiled"), PYTHONPATH=str(ROOT), **serves(where))
+        self.task = task
+
+
+class ProfiledGateway(Inside, Gateway):
+    """A gateway with a profiler inside."""
+
+    task = "gateway"
+
+    def __init__(self, rig: Rig, where: Field, **settings: str) -> None:
+        own = {**serves(where), **settings}
+        super().__init__(rig.plane.kubeconfig, rig.folder_for("profiled"), PYTHONPATH=str(ROOT), **own)
 
 
 @asynccontextmanager
@@ -158,6 +175,40 @@ async def _replaced(rig: Rig, where: Field, vm: Json) -> None:
     await until(full_again, deadline=DEADLINE_SECONDS, what="the successor is Ready")
 
 
+async def checkout(rig: Rig) -> str:
+    """Checkouts over the REST API by clients that each ask again as soon as they have their VM."""
+    where = await shelf(rig, stock_needed(CLIENTS, CHECKED_OUT))
+    gateway = ProfiledGateway(rig, where, VMPOOL_GATEWAY_AUTHORIZATION="open")
+    gateway.start()
+    try:
+        await gateway.ready()
+        clients = await Clients.start("checkout", url=gateway.url, pool=POOL, clients=CLIENTS, count=CHECKED_OUT)
+        gateway.switch()
+        await clients.waits()
+        text = await gateway.reported()
+        gateway.stop()
+    finally:
+        gateway.kill()
+    await rig.clear(where)
+    return f"{CHECKED_OUT} checkouts by {CLIENTS} clients\n{text}"
+
+
+async def claim(rig: Rig) -> str:
+    """From making a VMClaim until it is Bound, by clients that each make the next one then."""
+    needed = stock_needed(CLIENTS, CLAIMED)
+    where = await stocked(rig, needed, maxVMs=needed)
+    address = {"kubeconfig": str(rig.plane.kubeconfig), "namespace": where.namespace, "pool": POOL}
+    async with _running(rig, where, "quiet") as operator:
+        await operator.ready()
+        await rig.provider_ready(where)
+        clients = await Clients.start("claim", **address, clients=CLIENTS, count=CLAIMED)
+        operator.switch()
+        await clients.waits()
+        text = await operator.reported()
+    await rig.clear(where)
+    return f"{CLAIMED} VMClaims by {CLIENTS} clients\n{text}"
+
+
 async def memory(rig: Rig) -> str:
     """What an operator holds that has read, listed and planned for its VMs."""
     where = await stocked(rig, HELD)
@@ -187,6 +238,8 @@ async def plan(folder: Path) -> str:
 
 
 ON_STAGE: dict[str, Callable[[Rig], Awaitable[str]]] = {
+    "checkout": checkout,
+    "claim": claim,
     "cold_start": cold_start,
     "fill": fill,
     "idle": idle,

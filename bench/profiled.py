@@ -1,8 +1,9 @@
 """What is profiled, with the profiler inside: ``python -m bench.profiled <task> <report>``, run by ``bench.profile``.
 
 ``busy``, ``quiet`` and ``start`` run the operator, with settings as ``vmpool operator`` takes them, and SIGUSR1 turns
-the profiler on, or off with a report; for ``start`` it is on from the first line. ``memory`` runs the operator and
-reports at SIGUSR1 what it has allocated since it was started and still holds. ``plan`` needs no signal.
+the profiler on, or off with a report; for ``start`` it is on from the first line. ``gateway`` does the same with
+``vmpool gateway``. ``memory`` runs the operator and reports at SIGUSR1 what it has allocated since it was started and
+still holds. ``plan`` needs no signal.
 """
 
 import gc
@@ -92,8 +93,8 @@ def cut(lines: list[str]) -> str:
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
-def profile_operator(to: Path, interval: float, *, from_start: bool = False) -> None:
-    """Run the operator; write the report when the profiler is turned off."""
+def profile_process(to: Path, interval: float, run: Callable[[], None], *, from_start: bool = False) -> None:
+    """Run the operator or the gateway; write the report when the profiler is turned off."""
     profiler = pyinstrument.Profiler(interval, async_mode="disabled")
 
     def switch(_number: int, _frame: FrameType | None) -> None:
@@ -105,7 +106,7 @@ def profile_operator(to: Path, interval: float, *, from_start: bool = False) -> 
     signal.signal(signal.SIGUSR1, switch)
     if from_start:
         profiler.start()
-    _run_operator()
+    run()
 
 
 def measure_operator(to: Path) -> None:
@@ -147,7 +148,8 @@ def short(path: str) -> str:
 
 def profile_plan(to: Path) -> None:
     """Profile plans over a large pool."""
-    from bench.plan import NOW, snapshot
+    from bench.claim_queue import NOW
+    from bench.plan import snapshot
     from vmpool.plan.pool import plan_pool
 
     seen = snapshot(PLANNED_VMS)
@@ -171,6 +173,13 @@ def _run_operator() -> None:
     run_operator(Settings())
 
 
+def _run_gateway() -> None:
+    from vmpool.gateway.process import run_gateway
+    from vmpool.settings import GatewaySettings, Settings
+
+    run_gateway(Settings(), GatewaySettings())
+
+
 def _write(to: Path, text: str) -> None:
     """Write the report whole: who waits for the file must not see half of it."""
     part = to.with_suffix(".part")
@@ -179,9 +188,10 @@ def _write(to: Path, text: str) -> None:
 
 
 TASKS: dict[str, Callable[[Path], None]] = {
-    "busy": lambda to: profile_operator(to, INTERVAL),
-    "quiet": lambda to: profile_operator(to, QUIET_INTERVAL),
-    "start": lambda to: profile_operator(to, INTERVAL, from_start=True),
+    "busy": lambda to: profile_process(to, INTERVAL, _run_operator),
+    "quiet": lambda to: profile_process(to, QUIET_INTERVAL, _run_operator),
+    "start": lambda to: profile_process(to, INTERVAL, _run_operator, from_start=True),
+    "gateway": lambda to: profile_process(to, QUIET_INTERVAL, _run_gateway),
     "memory": measure_operator,
     "plan": profile_plan,
 }

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import secrets
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,17 +17,19 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.clouds import SimCloud, Tenant
 from tests.waiting import until
 
-from bench.processes import Operator
+from bench.processes import Gateway, Operator
 from vmpool.api import keys
 from vmpool.dev.plane import ControlPlane
 from vmpool.kube.client import Client
 from vmpool.kube.errors import NotFound
-from vmpool.kube.kinds import POOLEDVMS, SECRETS, VMPOOLS, VMPROVIDERS
+from vmpool.kube.kinds import POOLEDVMS, SECRETS, VMCLAIMS, VMPOOLS, VMPROVIDERS
 from vmpool.kube.resource import Json, Resource
 
 NAMESPACES = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
 WRITES = frozenset({"POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"})
 """Verbs of ``apiserver_request_total`` that change something."""
+READS = frozenset({"GET", "LIST"})
+"""Verbs that ask for something once; a watch is told without being asked."""
 IMAGE = "sim/bench"
 PROVIDER = "cloud"
 POOL = "pool"
@@ -77,18 +79,21 @@ class Rig:
 
     def operator(self, where: Field, **settings: str) -> Operator:
         """Return an operator, not started, with default settings, that serves one field only."""
-        folder = self.folder / f"operator-{secrets.token_hex(3)}"
-        folder.mkdir()
-        made = Operator(
-            self.plane.kubeconfig,
-            folder,
-            VMPOOL_WATCH_NAMESPACE=where.namespace,
-            VMPOOL_NAMESPACE=where.namespace,
-            VMPOOL_INSTALL_ID=INSTALL_ID,
-            **settings,
-        )
+        made = Operator(self.plane.kubeconfig, self.folder_for("operator"), **serves(where), **settings)
         self.exits.callback(made.kill)
         return made
+
+    def gateway(self, where: Field, **settings: str) -> Gateway:
+        """Return a gateway, not started, with default settings, that serves one field only."""
+        made = Gateway(self.plane.kubeconfig, self.folder_for("gateway"), **serves(where), **settings)
+        self.exits.callback(made.kill)
+        return made
+
+    def folder_for(self, what: str) -> Path:
+        """Make a folder that nobody has used."""
+        folder = self.folder / f"{what}-{secrets.token_hex(3)}"
+        folder.mkdir()
+        return folder
 
     async def provider_ready(self, where: Field, deadline: float = 30.0) -> None:
         """Wait until the operator has said that the provider is Ready."""
@@ -114,7 +119,7 @@ class Rig:
                     await self.client.delete(resource, where.namespace, meta["name"], uid=meta["uid"])
 
         # Owners last: the garbage collector would race for what they own.
-        for resource in (POOLEDVMS, VMPROVIDERS, VMPOOLS):
+        for resource in (VMCLAIMS, POOLEDVMS, VMPROVIDERS, VMPOOLS):
             async for page in self.client.list_pages(resource, where.namespace):
                 await asyncio.gather(*(drop(resource, item) for item in page.items))
 
@@ -131,12 +136,16 @@ class Rig:
 
     async def writes(self) -> dict[str, float]:
         """Return how often the API server was asked to change something, by ``resource[/subresource]``."""
+        return await self.requests(WRITES)
+
+    async def requests(self, verbs: Collection[str]) -> dict[str, float]:
+        """Return how often the API server was asked with these verbs, by ``resource[/subresource]``."""
         async with self.http.get(f"{self.plane.url}/metrics") as answer:
             text = await answer.text()
         found: dict[str, float] = {}
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                if sample.name == "apiserver_request_total" and sample.labels["verb"] in WRITES:
+                if sample.name == "apiserver_request_total" and sample.labels["verb"] in verbs:
                     parts = (sample.labels["resource"], sample.labels["subresource"])
                     name = "/".join(part for part in parts if part)
                     found[name] = found.get(name, 0.0) + sample.value
@@ -147,6 +156,10 @@ class Rig:
         """Return the CPU seconds that a process has used, all its threads together; children are not counted."""
         times = psutil.Process(pid).cpu_times()
         return float(times.user + times.system)
+
+    def plane_cpu_seconds(self) -> float:
+        """Return the CPU seconds that the control plane has used, all its processes together."""
+        return sum(self.cpu_seconds(process.pid) for process in self.plane.home.load().processes.values())
 
     async def each_ready(self, where: Field) -> AsyncGenerator[int]:
         """Yield how many PooledVMs of a field are Ready, at each change; the same eyes for ours and the floor."""
@@ -171,6 +184,12 @@ class Rig:
             elif kind == "DELETED":
                 ready.discard(obj["metadata"]["uid"])
                 yield len(ready)
+
+
+def serves(where: Field) -> dict[str, str]:
+    """Return the settings of a process that serves one field only."""
+    only = {"VMPOOL_WATCH_NAMESPACE": where.namespace, "VMPOOL_NAMESPACE": where.namespace}
+    return {**only, "VMPOOL_INSTALL_ID": INSTALL_ID}
 
 
 def since(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:

@@ -30,6 +30,15 @@ def test_what_has_no_floor_or_a_floor_of_nothing_has_no_ratio() -> None:
     assert result.ratio == {"cpu": 2.0}
 
 
+def test_what_is_of_all_pairs_together_stands_beside_the_medians_and_is_held_against_promises() -> None:
+    whole = Pair({"p99": 60.0, "samples": 4.0}, {"p99": 20.0, "other": 1.0})
+    result = Result("checkout", [QUIET, LUCKY], [Promise("p99", 2.9, ratio=True)], whole=whole)
+    assert result.metrics == {"seconds": 9.5, "rate": 55.0, "p99": 60.0, "samples": 4.0}
+    assert result.ratio == {"seconds": 1.125, "rate": 0.625, "p99": 3.0}
+    assert result.broken() == list(result.promises)
+    assert result.document()["whole"] == {"ours": whole.ours, "floor": whole.floor}
+
+
 def test_a_figure_that_one_pair_lacks_is_of_the_others() -> None:
     result = Result("memory", [Pair({"rss": 1.0, "uss": 5.0}, {}), Pair({"rss": 3.0}, {})])
     assert result.metrics == {"rss": 2.0, "uss": 5.0}
