@@ -11,6 +11,7 @@ MAX_STEPS = 8
 MAX_ADDRESSES = 16
 MAX_TAGS = 32
 MAX_GROUPS = 64
+MAX_OWNER = 253
 
 TagKey = Annotated[str, Field(max_length=63)]
 
@@ -33,7 +34,7 @@ class Claim(Shape):
 
     id: Annotated[str, Field(min_length=1, max_length=128)]
     """Identifies the claim; every later write on it repeats this id."""
-    owner: Annotated[str, Field(min_length=1, max_length=253)]
+    owner: Annotated[str, Field(min_length=1, max_length=MAX_OWNER)]
     """Who has the VM: a user name of Kubernetes or of the REST gateway."""
     bound_at: Time
     """When the VM was handed out."""

@@ -143,13 +143,16 @@ class ClaimEffects:
 
     async def bind(self, action: Bind, taken: Taken) -> None:
         """Write the claims, then the status that says Bound; what was got is kept, whatever becomes of the rest."""
-        claim, who = action.claim, action.asker
-        kind_uid = await self._may_bind(action)
-        if kind_uid is None:
+        claim = action.claim
+        try:
+            wishes = await self._wishes(action, taken)
+        except BaseException:
+            self._give_back(taken)
+            raise
+        if not wishes:
             self._give_back(taken)
             return
-        now = self.world.now()
-        tries = [self._slot(pool, vm, self._wire(claim, who, slot, pool, kind_uid, now)) for slot, pool, vm in taken]
+        tries = [self._slot(pool, vm, wish) for (_, pool, vm), wish in zip(taken, wishes, strict=True)]
         outcomes = await asyncio.gather(*tries, return_exceptions=True)
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         for error in errors:
@@ -165,6 +168,14 @@ class ClaimEffects:
             status = bound_status(claim, have, self.world.now())
             await claimwrites.write_status(self.world, claim, status)
             self._written(claim, status.phase, status.reason or "", status.message or "")
+
+    async def _wishes(self, action: Bind, taken: Taken) -> list[Claim]:
+        """Return what is to be written on each VM; nothing after noting why the claim may not be served now."""
+        kind_uid = await self._may_bind(action)
+        if kind_uid is None:
+            return []
+        now = self.world.now()
+        return [self._wire(action.claim, action.asker, slot, pool, kind_uid, now) for slot, pool, _ in taken]
 
     async def _may_bind(self, action: Bind) -> str | None:
         """Return the uid of the kind if the claim may still be served; None after noting why not."""

@@ -45,8 +45,6 @@ log = logs.get(__name__)
 T = TypeVar("T")
 
 DEFAULT_MEMORY = "1Gi"
-TAG_PAUSE = timedelta(minutes=1)
-"""After a claim's tag could not be put on its machine."""
 NO_BLAME = (CredentialsRefused, Exhausted, Throttled, LaneClosed)
 """Errors that say nothing about the VM: they cost it no attempt."""
 
@@ -176,17 +174,18 @@ class Effects:
         assert vm.claim is not None, "only a claimed VM has a claim to tag with"
         tags = {keys.TAG_CLAIM: vm.claim.id}
         asked = self.world.now()
+        self.world.sights.tagging(vm.uid, asked)
         try:
             machine = await self._call(
                 vm, "tag", Slots.OPERATE, Urgency.BACKGROUND, lambda p: p.adopt(vm.machine_id, tags)
             )
+        except MachineNotFound:
+            # Not one of the two proofs: it was not asked for them, and may have met the machine's own destruction.
+            self._view(vm).want_listing()
         except ProviderError as error:
             log.info("claim_not_tagged", vm=vm.name, provider=vm.provider, error=str(error))
-            self.world.sights.not_tagged(vm.uid, self.world.now() + TAG_PAUSE)
-            return
-        self.world.sights.saw(vm.uid, machine, asked)
-        if machine.tags.get(keys.TAG_CLAIM) != vm.claim.id:
-            self.world.sights.not_tagged(vm.uid, self.world.now() + TAG_PAUSE)
+        else:
+            self.world.sights.saw(vm.uid, machine, asked)
 
     def _took(self, vm: VM, step: Step, span: timedelta) -> None:
         if self.durations is not None:

@@ -17,7 +17,7 @@ from vmpool.engine.world import World
 from vmpool.kube.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound
 from vmpool.kube.events import ObjectRef
 from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
-from vmpool.plan.actions import Action, CreateVM, EndClaim
+from vmpool.plan.actions import Action, CreateVM, EndClaim, TagMachine
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.looks import look_grid
 from vmpool.plan.nametaken import name_taken
@@ -31,6 +31,11 @@ log = logs.get(__name__)
 
 TERMINAL_REASONS = frozenset(error.reason for error in (Terminal, InvalidTemplate, InvalidConfig))
 REFUSED_FOR_GOOD = (Forbidden, NotFound, BadRequest, Invalid)
+
+
+TAGGING = "tag/"
+TAGS_IN_FLIGHT = 4
+"""Most machines of a pool that get their claim's tag at once: the second witness may take its time."""
 
 
 class PoolLoop(Loop):
@@ -157,7 +162,13 @@ class PoolLoop(Loop):
                 await self._record_failure(failure, owed=not isinstance(action, EndClaim))
             return await effects.run(action)
 
-        self.doing.start(action.vm.uid, action, work)
+        key = action.vm.uid
+        if isinstance(action, TagMachine):
+            # Beside the VM's own work: whoever waits for a slot to be tagged must be able to end meanwhile.
+            key = f"{TAGGING}{key}"
+            if key in self.doing.keys or sum(one.startswith(TAGGING) for one in self.doing.keys) >= TAGS_IN_FLIGHT:
+                return
+        self.doing.start(key, action, work)
 
     def _create(self, seen: PoolSnapshot, action: CreateVM) -> None:
         self._creates += 1

@@ -7,6 +7,7 @@ that several of them do not race for the same VM: the order is a hash of the all
 import hashlib
 import heapq
 from collections.abc import Iterator
+from typing import Final
 
 from vmpool.api.pool import template_digest
 from vmpool.kube.mirror import Change, Mirror
@@ -15,6 +16,11 @@ from vmpool.plan.snapshot import VM, PoolFacts
 
 Rank = tuple[bool, bytes, str]
 """Sort key: present template first, then the allocator's own order; the uid last."""
+
+
+LEFT_BEHIND: Final = 2
+FEW: Final = 64
+"""An order may hold so many entries for each VM, and a few more, before it is made anew."""
 
 
 class ReadyIndex:
@@ -81,9 +87,17 @@ class ReadyIndex:
             self._drop(vm)
         elif vm.uid not in self._taken:
             pool = self._ready.setdefault(vm.pool_uid, {})
-            if vm.uid not in pool:
-                heapq.heappush(self._order.setdefault(vm.pool_uid, []), self._rank(vm))
+            new = vm.uid not in pool
             pool[vm.uid] = vm
+            if new:
+                self._line_up(vm)
+
+    def _line_up(self, vm: VM) -> None:
+        pool, order = self._ready[vm.pool_uid], self._order.setdefault(vm.pool_uid, [])
+        heapq.heappush(order, self._rank(vm))
+        # VMs that others took have left entries behind, which come to the top late or never.
+        if len(order) > LEFT_BEHIND * len(pool) + FEW:
+            self._order[vm.pool_uid] = sorted(map(self._rank, pool.values()))
 
     def _drop(self, vm: VM) -> None:
         pool = self._ready.get(vm.pool_uid, {})

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from vmpool.api import keys
 from vmpool.api.vm import MAX_ADDRESSES
 from vmpool.plan.snapshot import NOTHING_SEEN, VM, Failed, Sight
 from vmpool.providers.base import Machine, MachineState
+
+TAG_PAUSE = timedelta(minutes=1)
+TAG_PAUSE_LONGEST = timedelta(hours=6)
+"""Between two tries to put a claim's tag on a machine: some providers never show one."""
 
 
 class Sights(Mapping[str, Sight]):
@@ -46,9 +50,10 @@ class Sights(Mapping[str, Sight]):
             claim_tag=machine.tags.get(keys.TAG_CLAIM, ""),
         )
 
-    def not_tagged(self, uid: str, again_at: datetime) -> None:
-        """The claim's tag could not be put on the machine."""
-        self._change(uid, tag_at=again_at)
+    def tagging(self, uid: str, now: datetime) -> None:
+        """The claim's tag is about to be put on the machine: whatever comes of it, the next try waits, ever longer."""
+        tries = self.of(uid).tag_tries
+        self._change(uid, tag_at=now + min(TAG_PAUSE * 2 ** min(tries, 16), TAG_PAUSE_LONGEST), tag_tries=tries + 1)
 
     def missed(self, uid: str, now: datetime) -> None:
         """The provider did not find it by id, or by token where no id is known."""

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from vmpool.api import keys
 from vmpool.api.claim import VMClaimStatus
+from vmpool.api.vm import MAX_OWNER
 from vmpool.plan.demand import by_alias
 from vmpool.plan.snapshot import VM, PoolFacts, VMClaim
 
@@ -45,7 +46,9 @@ class Asker:
 
     def owner(self, claim: VMClaim) -> str:
         """Return the owner of the claim's VMs."""
-        return self.user or f"{keys.CLAIM_OWNER_PREFIX}{claim.namespace}/{claim.name}"
+        name = f"{keys.CLAIM_OWNER_PREFIX}{claim.namespace}/{claim.name}"
+        # The longest names do not fit behind their namespace; the uid says as much.
+        return self.user or (name if len(name) <= MAX_OWNER else f"{keys.CLAIM_OWNER_PREFIX}{claim.uid}")
 
 
 def asker(claim: VMClaim, trust: Trust, home: str) -> Asker:

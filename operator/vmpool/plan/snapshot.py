@@ -190,7 +190,9 @@ class Sight:
     claim_tag: str = ""
     """The claim that the machine's own tag names; empty without one."""
     tag_at: datetime | None = None
-    """Not before this time is the tag tried again, after a failure."""
+    """Not before this time is the tag tried again."""
+    tag_tries: int = 0
+    """How often it was tried."""
 
 
 @dataclass(frozen=True, slots=True)

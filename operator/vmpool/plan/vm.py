@@ -40,6 +40,8 @@ MISS_PAUSE: Final = timedelta(seconds=1)
 """Between two looks for a machine that was not found, so that they are two proofs and not one."""
 BLAMELESS_SHARE: Final = 0.5
 """Of the time already waited, the next pause after a failure that is not the VM's."""
+BOUND_FIRST: Final = timedelta(seconds=1)
+"""After a VM was bound for a VMClaim, until its phase follows: the VMClaim's own status is written in between."""
 PROOFS: Final = 2
 """How often an id must not be found before a later listing may prove that the machine is gone."""
 
@@ -161,7 +163,9 @@ def _claimed(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Ne
             Complete(vm, Reason.CLAIM_ENDED, f"the claim of {claim.owner} has ended ({claim.end_reason or 'Released'})")
         )
     if vm.phase == Phase.READY:
-        return Next(MarkClaimed(vm))
+        # Somebody waits for the VMClaim to say Bound, and nobody for the phase.
+        due = claim.bound_at + BOUND_FIRST if claim.ref is not None and claim.bound_at is not None else now
+        return Next(MarkClaimed(vm)) if now >= due else Next(wake_at=due)
     if now >= claim.expires_at:
         return Next(EndClaim(vm, ENDED_EXPIRED))
     if machine_gone(sight, provider):

@@ -57,6 +57,18 @@ def last_words(stage: Stage, kubectl: Kubectl, version: str, vm: Json) -> Json:
     return [one for one in stage.replay(kubectl, version) if one["metadata"]["uid"] == vm["metadata"]["uid"]][-1]
 
 
+async def test_the_machine_itself_says_which_claim_it_has(stage: Stage) -> None:
+    vm, _ = await stage.filled(2)
+    claim = await claimed(stage, vm)
+
+    def tags() -> dict[str, str]:
+        machine = next(one for one in stage.history() if one["id"] == vm["status"]["machineId"])
+        return dict(machine["tags"])
+
+    await until(lambda: tags().get("vmpool-claim") == claim["id"], deadline=DEADLINE, what="the machine is tagged")
+    assert tags()["vmpool-uid"] == vm["metadata"]["uid"], "our other tags stay"
+
+
 async def test_a_claim_by_kubectl_is_followed_and_the_pool_refills(stage: Stage, kubectl: Kubectl) -> None:
     vms = await stage.filled(2)
     name = vms[0]["metadata"]["name"]

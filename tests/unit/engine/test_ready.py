@@ -11,7 +11,7 @@ from tests.objects import claim, pool
 from tests.unit.gateway.things import stored, vm_object
 from vmpool.api.pool import Template, template_digest
 from vmpool.engine.facts import pool_facts, vm_facts
-from vmpool.engine.ready import ReadyIndex
+from vmpool.engine.ready import FEW, LEFT_BEHIND, ReadyIndex
 from vmpool.engine.world import VM_INDEXES
 from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
 from vmpool.kube.mirror import Mirror, MirrorSettings, Selection
@@ -216,3 +216,13 @@ class Index(RuleBasedStateMachine):
 
 
 TestIndex = Index.TestCase
+
+
+def test_vms_that_others_take_leave_nothing_behind(seen: Seen) -> None:
+    seen.vm("stays")
+    for number in range(500):
+        seen.vm(f"passing-{number}")
+        seen.vm(f"passing-{number}", phase="Completed")
+    assert seen.index.count(WEB) == 1
+    assert len(seen.index._order[WEB]) <= LEFT_BEHIND + FEW
+    assert seen.all() == ["stays"]

@@ -69,3 +69,26 @@ def test_a_listing_says_whether_a_plan_may_have_waited_for_it() -> None:
     assert sights.listed([one], nowhere, {}, NOW + 2 * SECOND), "not there"
     assert sights.listed([one], nowhere, {}, NOW + 3 * SECOND), "not there again, in a listing that proves more"
     assert sights.listed([one], here, {}, NOW + 4 * SECOND), "there after all"
+
+
+def test_a_listing_tells_which_claim_a_machine_names_and_that_is_news_once() -> None:
+    sights = Sights()
+    one = vm(uid="u1", machine_id="m1", created_at=NOW - SECOND)
+    tagged = {"m1": machine(tags={"vmpool-claim": "claim-1"})}
+    sights.saw("u1", machine(), NOW)
+    assert sights["u1"].claim_tag == ""
+    assert sights.listed([one], tagged, {}, NOW + SECOND)
+    assert sights["u1"].claim_tag == "claim-1"
+    assert not sights.listed([one], tagged, {}, NOW + 2 * SECOND)
+
+
+def test_tries_to_tag_a_machine_come_ever_more_seldom() -> None:
+    sights = Sights()
+    pauses = []
+    for _ in range(30):
+        sights.tagging("u1", NOW)
+        at = sights["u1"].tag_at
+        assert at is not None
+        pauses.append(at - NOW)
+    assert pauses[:3] == [timedelta(minutes=1), timedelta(minutes=2), timedelta(minutes=4)]
+    assert pauses[-1] == timedelta(hours=6)

@@ -39,8 +39,20 @@ from vmpool.plan.actions import (
 )
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.looks import LOOK_FIRST, LOOK_LONGEST
-from vmpool.plan.snapshot import NOTHING_SEEN, VM, Failed, Outlook, ProviderFacts, Reason, Sight, Step, StepFacts
+from vmpool.plan.snapshot import (
+    NOTHING_SEEN,
+    VM,
+    ClaimRefFacts,
+    Failed,
+    Outlook,
+    ProviderFacts,
+    Reason,
+    Sight,
+    Step,
+    StepFacts,
+)
 from vmpool.plan.vm import (
+    BOUND_FIRST,
     MISS_PAUSE,
     CallError,
     Next,
@@ -293,6 +305,14 @@ def test_a_claim_makes_a_ready_vm_claimed_whatever_else_is_known() -> None:
     for sight in (NOTHING_SEEN, BROKEN, GONE):
         taken = vm("r", claim=claim(), deleting=True)
         assert step(taken, sight).action == MarkClaimed(taken)
+
+
+def test_the_phase_of_a_vm_bound_for_a_vmclaim_leaves_the_first_word_to_the_vmclaim() -> None:
+    ref = ClaimRefFacts("ci", "mine", "uid-of-claim", "uid-of-kind")
+    taken = vm("r", claim=claim(ref=ref, bound_at=NOW))
+    assert step(taken) == Next(wake_at=NOW + BOUND_FIRST)
+    assert step(taken, now=NOW + BOUND_FIRST).action == MarkClaimed(taken)
+    assert step(vm("r", claim=claim(bound_at=NOW))).action == MarkClaimed(vm("r", claim=claim(bound_at=NOW)))
 
 
 def test_a_claim_runs_to_its_end() -> None:
