@@ -132,6 +132,8 @@ class GatewaySettings(BaseSettings):
     """For ldap: PEM file of the authorities that are trusted. Empty: those of the system."""
     ldap_timeout_seconds: float = Field(default=5.0, ge=0.1, le=60.0)
     """For ldap: how long the directory may take for one login."""
+    ldap_turn_seconds: float = Field(default=10.0, ge=0.1, le=120.0)
+    """For ldap: how long a login may wait for its turn behind others; then 503."""
     token_days: float = Field(default=0.0, ge=0.0, le=3650.0)
     """How long a new token is valid; 0 is for ever, as VMPooler has it."""
     tokens_per_user: int = Field(default=100, ge=1, le=10_000)
@@ -155,9 +157,9 @@ class GatewaySettings(BaseSettings):
     rate_per_address: int = Field(default=100, ge=1, le=1_000_000)
     """Requests without a valid token, by address."""
     rate_per_token: int = Field(default=500, ge=1, le=1_000_000)
-    """Requests with a valid token, by token."""
+    """Requests with a valid token, by its user."""
     rate_creation: int = Field(default=20, ge=1, le=1_000_000)
-    """Requests that make something: POST with /vm or /ondemandvm in the path."""
+    """Requests that make something: POST with /vm, /ondemandvm or /token in the path."""
     rate_deletion: int = Field(default=50, ge=1, le=1_000_000)
     """Requests that delete a VM."""
     rate_entries: int = Field(default=100_000, ge=100, le=10_000_000)
@@ -193,7 +195,7 @@ class GatewaySettings(BaseSettings):
     checkouts_in_flight: int = Field(default=64, ge=1, le=1000)
     """Most requests to the API server at once; others wait their turn."""
     checkout_wait_seconds: float = Field(default=10.0, ge=0.1, le=120.0)
-    """Longest time for a checkout; then 503. A write on its way is followed up."""
+    """Longest time for a checkout, from knowing what is asked for; then 503. A write on its way is followed up."""
     retry_after_seconds: int = Field(default=5, ge=1, le=3600)
     """What 503 tells clients to wait."""
     config_endpoints: bool = False

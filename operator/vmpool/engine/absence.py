@@ -9,12 +9,13 @@ import time
 from dataclasses import dataclass
 from enum import StrEnum
 
+from vmpool.api.claim import ClaimedVM
 from vmpool.kube.client import Client
 from vmpool.kube.errors import KubeError, NotFound
-from vmpool.kube.kinds import CRDS, VMCLAIMS
+from vmpool.kube.kinds import CRDS, POOLEDVMS, VMCLAIMS
 from vmpool.kube.mirror import Mirror
 from vmpool.kube.resource import Json
-from vmpool.plan.snapshot import ClaimRefFacts, VMClaim
+from vmpool.plan.snapshot import VM, ClaimRefFacts, VMClaim
 
 DEFINITION = f"{VMCLAIMS.plural}.{VMCLAIMS.group}"
 
@@ -37,6 +38,23 @@ class Finding:
 
     presence: Presence
     why: str = ""
+
+
+async def vm_is_gone(client: Client, vms: Mirror[VM], one: ClaimedVM) -> bool:
+    """Ask the server whether it has no object of this VM any more; what it has instead goes into the mirror.
+
+    Raises what ``Client.get`` raises but ``NotFound``.
+    """
+    try:
+        found = await client.get(POOLEDVMS, one.namespace, one.name)
+    except NotFound as error:
+        if error.name != one.name:
+            raise
+        vms.saw_deleted(one.uid)
+        return True
+    if vms.selection.namespace in (None, one.namespace):
+        vms.saw(found)
+    return bool(found["metadata"]["uid"] != one.uid)
 
 
 class Absence:
@@ -84,16 +102,23 @@ class Absence:
                 if self._claims.selection.namespace in (None, ref.namespace):
                     self._claims.saw(found)
                 return Finding(Presence.THERE)
+        doubt = await self.doubt(ref.kind_uid)
+        return Finding(Presence.UNPROVEN, doubt) if doubt else Finding(Presence.GONE)
+
+    async def doubt(self, kind_uid: str) -> str:
+        """Return why a VMClaim may be gone, or going, without its owner's will; empty when its kind is served as ever.
+
+        Asks the server itself, so only what was seen of the claim before counts.
+        """
         try:
             definition = await self._definition()
         except KubeError as error:
-            return Finding(Presence.UNPROVEN, f"CustomResourceDefinition {DEFINITION} cannot be read: {error}")
+            return f"CustomResourceDefinition {DEFINITION} cannot be read: {error}"
         if _is_going(definition):
-            return Finding(Presence.UNPROVEN, f"CustomResourceDefinition {DEFINITION} is being deleted")
-        if definition["metadata"]["uid"] != ref.kind_uid:
-            replaced = f"CustomResourceDefinition {DEFINITION} was replaced after the VM was handed out"
-            return Finding(Presence.UNPROVEN, replaced)
-        return Finding(Presence.GONE)
+            return f"CustomResourceDefinition {DEFINITION} is being deleted"
+        if definition["metadata"]["uid"] != kind_uid:
+            return f"CustomResourceDefinition {DEFINITION} was replaced after the VM was handed out"
+        return ""
 
     async def _definition(self) -> Json:
         return await self._client.get(CRDS, None, DEFINITION)

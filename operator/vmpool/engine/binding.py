@@ -11,11 +11,14 @@ from typing import Any
 from vmpool.api.meta import format_time
 from vmpool.api.vm import Claim
 from vmpool.kube.client import Client
-from vmpool.kube.errors import Invalid, KubeError, NotFound, OutcomeUnknown
+from vmpool.kube.errors import Conflict, Invalid, KubeError, NotFound, OutcomeUnknown
 from vmpool.kube.kinds import POOLEDVMS
 from vmpool.kube.mirror import Mirror
 from vmpool.plan.rules import CLAIM_ENDED, CLAIM_NOT_READY, CLAIM_TAKEN
-from vmpool.plan.snapshot import VM
+from vmpool.plan.snapshot import VM, VMClaim
+from vmpool.telemetry import logs
+
+log = logs.get(__name__)
 
 LOST_MESSAGES = frozenset({CLAIM_TAKEN, CLAIM_NOT_READY, CLAIM_ENDED})
 
@@ -35,6 +38,7 @@ async def bind(client: Client, vms: Mirror[VM], vm: VM, claim: Claim) -> VM | No
     try:
         return await _patch(client, vms, vm, {"claim": claim.wire()})
     except NotFound:
+        vms.saw_deleted(vm.uid, vm.resource_version)
         return None
     except Invalid as error:
         if not lost_the_race(error):
@@ -52,9 +56,12 @@ def lost_the_race(error: Invalid) -> bool:
     )
 
 
-async def extend(client: Client, vms: Mirror[VM], vm: VM, expires_at: datetime) -> VM:
-    """Move the end of a claim. Raises ``ClaimGone``, and what ``Client.patch_merge`` raises."""
-    return await _change(client, vms, vm, {"expiresAt": format_time(expires_at)})
+async def extend(client: Client, vms: Mirror[VM], vm: VM, expires_at: datetime, version: str = "") -> VM:
+    """Move the end of a claim. Raises ``ClaimGone``, and what ``Client.patch_merge`` raises.
+
+    With a resourceVersion the end is moved only on that version of the VM; ``Conflict`` says that it is another by now.
+    """
+    return await _change(client, vms, vm, {"expiresAt": format_time(expires_at)}, version)
 
 
 async def tag(client: Client, vms: Mirror[VM], vm: VM, tags: Mapping[str, str | None]) -> VM:
@@ -80,20 +87,40 @@ async def release(client: Client, vms: Mirror[VM], vm: VM, now: datetime, reason
     return await _change(client, vms, vm, {"releasedAt": format_time(now), "endReason": reason})
 
 
-async def _change(client: Client, vms: Mirror[VM], vm: VM, changes: dict[str, Any]) -> VM:
+async def learn(mirror: Mirror[Any], known: VM | VMClaim) -> None:
+    """Look what became of an object that the server has in another state than the mirror, or not any more.
+
+    Else the same would be decided again at once, for as long as the watch is behind. Raises no ``KubeError``: what
+    cannot be read now is told by the watch.
+    """
+    try:
+        await mirror.quorum_get(known.namespace, known.name)
+    except NotFound:
+        mirror.saw_deleted(known.uid, known.resource_version)
+    except KubeError as error:
+        log.info("not_looked_at", name=known.name, error=str(error))
+
+
+async def _change(client: Client, vms: Mirror[VM], vm: VM, changes: dict[str, Any], version: str = "") -> VM:
     assert vm.claim is not None, "only a claimed VM has a claim to change"
     try:
-        return await _patch(client, vms, vm, {"claim": {"id": vm.claim.id, **changes}})
+        return await _patch(client, vms, vm, {"claim": {"id": vm.claim.id, **changes}}, version)
     except NotFound as error:
+        vms.saw_deleted(vm.uid, vm.resource_version)
         raise ClaimGone(f"{vm.name} is gone") from error
+    except Conflict:
+        await learn(vms, vm)
+        raise
     except Invalid as error:
         if not lost_the_race(error):
             raise
+        await learn(vms, vm)
         raise ClaimGone(f"the claim on {vm.name} has ended") from error
 
 
-async def _patch(client: Client, vms: Mirror[VM], vm: VM, spec: dict[str, Any]) -> VM:
-    body = {"metadata": {"uid": vm.uid}, "spec": spec}
+async def _patch(client: Client, vms: Mirror[VM], vm: VM, spec: dict[str, Any], version: str = "") -> VM:
+    meta = {"uid": vm.uid, "resourceVersion": version} if version else {"uid": vm.uid}
+    body = {"metadata": meta, "spec": spec}
     answer = await client.patch_merge(POOLEDVMS, vm.namespace, vm.name, body)
     vms.saw(answer)
     return _known(vms, vm)

@@ -10,18 +10,32 @@ from typing import Any
 
 from vmpool.api.vm import Claim, ClaimRef
 from vmpool.engine import binding, claimwrites
-from vmpool.engine.absence import Absence, KindUnreadable
+from vmpool.engine.absence import Absence, KindUnreadable, vm_is_gone
 from vmpool.engine.ready import ReadyIndex
 from vmpool.engine.reviews import AccessReviews
 from vmpool.engine.world import BY_CLAIM, World
-from vmpool.engine.writes import end_claim
-from vmpool.kube.errors import KubeError, NotFound
+from vmpool.engine.writes import end_claims
+from vmpool.kube.errors import Conflict, KubeError, NotFound
 from vmpool.kube.kinds import VMPOOLS
-from vmpool.plan.claimstatus import bound_status
+from vmpool.plan.claimstatus import bound_status, followed_status
 from vmpool.plan.demand import claim_size, filled
 from vmpool.plan.follow import lifetime
 from vmpool.plan.lifecycle import ClaimPhase
-from vmpool.plan.queue import Asker, Bind, Check, ClaimAction, EndHeld, Extend, Note, Remove, Review, SetStatus, Why
+from vmpool.plan.queue import (
+    Asker,
+    Bind,
+    Check,
+    ClaimAction,
+    EndHeld,
+    Extend,
+    Note,
+    ProveGone,
+    Remove,
+    Review,
+    SayFound,
+    SetStatus,
+    Why,
+)
 from vmpool.plan.snapshot import VM, PoolFacts, VMClaim
 from vmpool.telemetry import logs
 
@@ -44,19 +58,21 @@ class ClaimEffects:
         self.notes = notes
 
     async def run(self, action: ClaimAction) -> timedelta | None:
-        """Carry out an action that hands out nothing."""
-        now = self.world.now()
+        """Carry out an action that hands out nothing; return how long the next look at its claim may wait."""
         match action:
             case Review(claim, who, pools):
                 await self._review(claim, who, pools)
             case Check(claim, who):
                 await self._check(claim, who)
-            case EndHeld(_, vms, reason):
-                for vm in vms:
-                    await end_claim(self.world, vm, reason, now)
+            case EndHeld(claim, vms, reason):
+                return await self._end_held(claim, vms, reason)
             case Extend(_, ends):
-                for vm, end in ends:
-                    await binding.extend(self.world.client, self.world.vms, vm, end)
+                await self._extend(ends)
+            case ProveGone():
+                return await self._prove_gone(action)
+            case SayFound(_, vms):
+                for vm in vms:
+                    await claimwrites.say_found(self.world, vm)
             case SetStatus(claim, status):
                 await claimwrites.write_status(self.world, claim, status)
                 self._written(claim, status.phase, status.reason or "", status.message or "")
@@ -99,13 +115,19 @@ class ClaimEffects:
         except KubeError as error:
             self._trouble(claim, Why("PoolUnreadable", f"what it asks for cannot be read now: {error}"))
             return
+        if pools is None:
+            # Why is in the log: a stranger who asks has no right to it.
+            what = "what it asks for is there, but cannot be read by this version of the operator"
+            self._trouble(claim, Why("PoolUnreadable", f"{what}: the operator's log says why"))
+            return
         refused = [pool for pool in pools if self._note(claim).verdicts.get(pool.uid) is False]
         for pool in refused:
             self.reviews.forget(who.user, who.groups, pool.namespace, pool.name)
         if await self._review(claim, who, refused):
             self._note(claim).checked = True
 
-    async def _read_pools(self, claim: VMClaim) -> list[PoolFacts]:
+    async def _read_pools(self, claim: VMClaim) -> list[PoolFacts] | None:
+        """Return the pools that may serve the claim; None when one of them cannot be read."""
         named: list[Any] = []
         mirror, serves = self.world.pools, self.world.settings.watch_namespace
         for request in claim.spec.requests:
@@ -124,9 +146,76 @@ class ClaimEffects:
                 async for page in self.world.client.list_pages(VMPOOLS, where):
                     for item in page.items:
                         mirror.saw(item)
-                        named.append(item)
-        found = (self.world.pool(raw["metadata"]["uid"]) for raw in named)
-        return list({pool.uid: pool for pool in found if pool is not None}.values())
+                        if request.alias in _aliases(item):
+                            named.append(item)
+        entries = [mirror.by_uid(raw["metadata"]["uid"]) for raw in named]
+        # One that is not there any more has been deleted meanwhile.
+        facts = [entry.fact for entry in entries if entry is not None]
+        pools = {pool.uid: pool for pool in facts if pool is not None}
+        return None if None in facts else list(pools.values())
+
+    # --- following ----------------------------------------------------------------------------------------------
+
+    async def _end_held(self, claim: VMClaim, vms: Sequence[VM], reason: str) -> timedelta | None:
+        """End the claims on VMs; of a claim that is being deleted only where its kind is not what goes."""
+        doubts: dict[str, str] = {}
+        if claim.deleting:
+            for kind in {_kind(vm) for vm in vms}:
+                doubts[kind] = await self.absence.doubt(kind)
+        await end_claims(self.world, [vm for vm in vms if not doubts.get(_kind(vm))], reason, self.world.now())
+        why = next(filter(None, doubts.values()), "")
+        if not why:
+            return None
+        log.warning("claim_deletion_not_proven", claim=f"{claim.namespace}/{claim.name}", uid=claim.uid, why=why)
+        return self._look_again(claim, self.world.settings.claim_proof_seconds)
+
+    async def _extend(self, ends: Sequence[tuple[VM, datetime]]) -> None:
+        """Move each end on the version that was decided on; raise what was refused after all were tried."""
+        errors: list[KubeError] = []
+        for vm, end in ends:
+            try:
+                await binding.extend(self.world.client, self.world.vms, vm, end, vm.resource_version)
+            except binding.ClaimGone as gone:
+                log.info("claim_ended_first", vm=vm.name, why=str(gone))
+            except KubeError as error:
+                log.info("claim_not_extended", vm=vm.name, error=str(error))
+                errors.append(error)
+        if errors:
+            raise next((error for error in errors if not isinstance(error, (Conflict, NotFound))), errors[0])
+
+    async def _prove_gone(self, action: ProveGone) -> timedelta | None:
+        """Write that VMs are gone that the server has no object of; one that it has is followed once it is seen."""
+        claim, world = action.claim, self.world
+        gone: set[str] = set()
+        for one in action.unseen:
+            try:
+                if await vm_is_gone(world.client, world.vms, one):
+                    gone.add(one.uid)
+            except KubeError as error:
+                log.warning("vm_not_looked_at", vm=one.name, uid=one.uid, error=str(error))
+        away = [one for one in action.unseen if one.uid not in gone and not self._shows(one.uid, claim)]
+        if away:
+            # Told rarely: the object is there, and nothing can be said of it until this release can read it.
+            names = [one.name for one in away]
+            log.warning("vms_not_seen", claim=f"{claim.namespace}/{claim.name}", uid=claim.uid, vms=names)
+        pause = self._look_again(claim, world.settings.claim_retry_seconds) if away else None
+        if gone:
+            held = {vm.uid: vm for vm in action.held}
+            status = followed_status(claim, held, action.refused, world.now(), gone)
+            await claimwrites.write_status(world, claim, status)
+            self._written(claim, status.phase, status.reason or "", status.message or "")
+        return pause
+
+    def _shows(self, vm_uid: str, claim: VMClaim) -> bool:
+        """Whether the mirror shows a VM as this claim's."""
+        vm = self.world.vm(vm_uid)
+        ref = vm.claim.ref if vm is not None and vm.claim is not None else None
+        return ref is not None and ref.uid == claim.uid
+
+    def _look_again(self, claim: VMClaim, seconds: float) -> timedelta:
+        pause = timedelta(seconds=seconds)
+        self._note(claim).retry_at = self.world.now() + pause
+        return pause
 
     # --- binding ------------------------------------------------------------------------------------------------
 
@@ -244,3 +333,16 @@ class ClaimEffects:
         log.info("claim_phase", claim=f"{claim.namespace}/{claim.name}", phase=phase, reason=reason, why=message)
         if phase == ClaimPhase.BOUND:
             self.world.metrics.claim_wait.observe(max(0.0, (now - claim.created_at).total_seconds()))
+
+
+def _aliases(pool: Any) -> Sequence[str]:
+    """Return the aliases of a VMPool as it is on the wire, also of one that cannot be read as a whole."""
+    spec = pool.get("spec")
+    aliases = spec.get("aliases") if isinstance(spec, dict) else None
+    return aliases if isinstance(aliases, list) else ()
+
+
+def _kind(vm: VM) -> str:
+    """Return the uid of the definition under which a VM was handed out to a VMClaim."""
+    assert vm.claim is not None, "only a claimed VM is held"
+    return vm.claim.ref.kind_uid if vm.claim.ref is not None else ""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from vmpool.engine.absence import Absence, Presence
+from vmpool.engine.agenda import Agenda
 from vmpool.engine.claimeffects import ClaimEffects
 from vmpool.engine.claimwrites import say_missing
 from vmpool.engine.doing import Doing
@@ -13,13 +14,12 @@ from vmpool.engine.ready import ReadyIndex
 from vmpool.engine.reviews import AccessReviews, ReviewSettings
 from vmpool.engine.trust import TrustFinder
 from vmpool.engine.world import Key, World
-from vmpool.engine.writes import end_claim
+from vmpool.engine.writes import end_claims
 from vmpool.kube.mirror import Change
 from vmpool.plan.actions import EndClaim
 from vmpool.plan.claims import QueuePlan, plan_claims
 from vmpool.plan.claimstatus import CLAIM_MISSING
 from vmpool.plan.demand import demand
-from vmpool.plan.lifecycle import ClaimPhase, Phase
 from vmpool.plan.queue import Bind, ClaimAction, Note, QueueSnapshot, Trust
 from vmpool.plan.snapshot import VM, ClaimRefFacts, PoolFacts, VMClaim
 from vmpool.telemetry import logs
@@ -41,6 +41,9 @@ class ClaimsLoop(Loop):
         self.world = world
         self.doing = Doing(self, world.metrics, own.error_pause_seconds)
         self.held = HeldIndex(world.vms)
+        self._agenda = Agenda(world.claims, world.vms, world.pools)
+        self._all_at: datetime | None = None
+        """When every claim is looked at again, news or not."""
         self._ready = ReadyIndex(f"engine-{world.install_id}", world.vms, world.pools)
         self._notes: dict[str, Note] = {}
         self._absence = Absence(world.client, world.claims, own.claim_review_seconds)
@@ -78,32 +81,32 @@ class ClaimsLoop(Loop):
 
     def concerns(self, change: Change[VM]) -> bool:
         """Whether the news of a VM may matter to the queue."""
-        facts = [entry.fact for entry in (change.old, change.new) if entry is not None and entry.fact is not None]
-        if any(vm.claim is not None and vm.claim.ref is not None for vm in facts):
-            return True
-        return bool(len(self.world.claims)) and any(vm.phase == Phase.READY for vm in facts)
+        return self._agenda.concerns(change)
 
     async def round(self, now: datetime) -> datetime | None:
-        """Plan for everything that waits and everything that was handed out, and begin what the plan says."""
+        """Plan for everything that waits, and for what was handed out and has news; begin what the plan says."""
         if doubt := self.world.doubt():
             log.warning("frozen", queue=str(self), why=doubt)
             return now + timedelta(seconds=self.settings.stalled_pause_seconds)
-        claims = [entry.fact for entry in self.world.claims if entry.fact is not None]
-        self._remember(claims)
-        pending = any(claim.phase == ClaimPhase.PENDING for claim in claims)
+        if self._all_at is None or now >= self._all_at:
+            self._look_at_all(now)
+        pending = self._agenda.pending
         trust = await self._trust.now() if pending else None
         # Whatever happened while that was asked for is in the mirrors; from here on nothing is waited for.
-        seen = self._snapshot(trust)
+        seen = self._snapshot(trust, now)
         before = {pool.uid: self.waiting(pool.uid) for pool in seen.pools.values()}
         plan = plan_claims(seen, now)
         self._plan = plan
+        self._agenda.settle(plan.settled)
+        for uid in plan.recovered:
+            self._notes[uid].checked = False
         for action in plan.actions:
             self._start(action)
         self._measure(seen.pools, plan)
         for uid, count in before.items():
             if count != self.waiting(uid):
                 self.world.wake_pool(uid)
-        times = [plan.wake_at, self._look_for_missing(now)]
+        times = [plan.wake_at, self._agenda.next(), self._all_at, self._look_for_missing(now)]
         if pending:
             times.append(now + timedelta(seconds=self.settings.claim_rounds_longest_seconds))
             if trust is None:
@@ -117,19 +120,24 @@ class ClaimsLoop(Loop):
     def _pools(self) -> dict[Key, PoolFacts]:
         return {(entry.fact.namespace, entry.fact.name): entry.fact for entry in self.world.pools if entry.fact}
 
-    def _remember(self, claims: list[VMClaim]) -> None:
-        """Keep a note of every claim that is there, and of no other."""
-        there = {claim.uid for claim in claims}
-        for uid in [uid for uid in self._notes if uid not in there]:
+    def _look_at_all(self, now: datetime) -> None:
+        """Put every claim on the agenda, and forget what is remembered of those that are gone."""
+        self._agenda.everything(ref.uid for ref in self.held.refs())
+        for uid in [uid for uid in self._notes if self.world.claims.by_uid(uid) is None]:
             del self._notes[uid]
+        self._all_at = now + self.settings.resync
+
+    def _remember(self, claims: list[VMClaim]) -> None:
+        """Keep a note of every claim that is looked at, from the first time on."""
         for claim in claims:
             if claim.uid not in self._notes:
                 self._notes[claim.uid] = Note(order=int(claim.resource_version))
 
-    def _snapshot(self, trust: Trust | None) -> QueueSnapshot:
+    def _snapshot(self, trust: Trust | None, now: datetime) -> QueueSnapshot:
         busy = self.doing.keys
         pools = self._pools()
-        claims = [entry.fact for entry in self.world.claims if entry.fact is not None]
+        claims = self._agenda.due(now)
+        self._remember(claims)
         return QueueSnapshot(
             claims=claims,
             pools=pools,
@@ -172,7 +180,13 @@ class ClaimsLoop(Loop):
 
     def _look_for_missing(self, now: datetime) -> datetime | None:
         """Ask for every VMClaim that has VMs and that the mirror lacks; return when to ask again."""
-        missing = [ref for ref in self.held.refs() if self.world.claims.by_uid(ref.uid) is None]
+        missing = []
+        for uid in self._agenda.astray():
+            found = self.held.ref(uid)
+            if found is None:
+                self._agenda.found_out(uid)
+            else:
+                missing.append(found)
         self._again = {ref.uid: self._again[ref.uid] for ref in missing if ref.uid in self._again}
         busy = self.doing.keys
         room = self.settings.claim_effects_in_flight - len(busy)
@@ -196,8 +210,7 @@ class ClaimsLoop(Loop):
         now = self.world.now()
         if finding.presence is Presence.GONE:
             log.info("claim_gone", claim=f"{ref.namespace}/{ref.name}", uid=ref.uid, vms=[vm.name for vm in live])
-            for vm in live:
-                await end_claim(self.world, vm, CLAIM_MISSING, now)
+            await end_claims(self.world, live, CLAIM_MISSING, now)
             return
         self._again[ref.uid] = now + timedelta(seconds=self.settings.claim_proof_seconds)
         if finding.presence is Presence.UNPROVEN:

@@ -1,20 +1,24 @@
 """Every write on a PooledVM, one function each. The server's answer goes into the mirror at once."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
 from vmpool.api import keys
 from vmpool.api.conditions import ConditionType, observed
 from vmpool.api.meta import Shape, format_time
+from vmpool.engine.binding import learn
 from vmpool.engine.world import BY_NAME, World
-from vmpool.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, OutcomeUnknown
+from vmpool.kube.errors import AlreadyExists, Conflict, Invalid, KubeError, NotFound, OutcomeUnknown
 from vmpool.kube.kinds import POOLEDVMS
 from vmpool.kube.resource import Json
 from vmpool.plan.actions import CreateVM
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.snapshot import VM, PoolFacts, Step, StepFacts
+from vmpool.telemetry import logs
+
+log = logs.get(__name__)
 
 HOST_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 NAME_TRIES = 5
@@ -169,14 +173,42 @@ def done(vm: VM, step: Step, started: datetime, now: datetime) -> StepFacts:
     return StepFacts(step, before.started_at or started, now, before.retries)
 
 
+async def end_claims(world: World, vms: Iterable[VM], reason: str, now: datetime) -> None:
+    """``end_claim`` for each of several VMs, whatever becomes of the others; then raise what was refused, if anything.
+
+    Of several errors the one that is raised is a failure rather than news of the VM.
+    """
+    errors: list[KubeError] = []
+    for vm in vms:
+        try:
+            await end_claim(world, vm, reason, now)
+        except KubeError as error:
+            log.info("claim_not_ended", vm=vm.name, reason=reason, error=str(error))
+            errors.append(error)
+    if errors:
+        raise next((error for error in errors if not isinstance(error, (Conflict, NotFound))), errors[0])
+
+
 async def end_claim(world: World, vm: VM, reason: str, now: datetime) -> None:
-    """End a claim on the very version that was decided on: an extension in between wins with a 409."""
+    """End a claim on the very version that was decided on: an extension in between wins with a 409.
+
+    Raises ``Conflict`` then, ``NotFound`` when the VM is gone, ``Invalid`` when the name is another object's by now;
+    the mirror has learned how it is by then.
+    """
     assert vm.claim is not None
     body = {
         "metadata": {"uid": vm.uid, "resourceVersion": vm.resource_version},
         "spec": {"claim": {"id": vm.claim.id, "releasedAt": format_time(now), "endReason": reason}},
     }
-    world.vms.saw(await world.client.patch_merge(POOLEDVMS, vm.namespace, vm.name, body))
+    try:
+        answer = await world.client.patch_merge(POOLEDVMS, vm.namespace, vm.name, body)
+    except NotFound:
+        world.vms.saw_deleted(vm.uid, vm.resource_version)
+        raise
+    except (Conflict, Invalid):
+        await learn(world.vms, vm)
+        raise
+    world.vms.saw(answer)
 
 
 async def forget(world: World, vm: VM) -> None:

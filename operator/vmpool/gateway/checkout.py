@@ -14,7 +14,6 @@ from vmpool.gateway import audit, requested
 from vmpool.gateway.answers import Answer, Json, Refusal, bad_request, forbidden, not_found, unavailable
 from vmpool.gateway.auth.caller import Caller
 from vmpool.gateway.context import Call, Gateway
-from vmpool.gateway.followups import GIVEN_BACK
 from vmpool.gateway.names import meant
 from vmpool.gateway.picking import Attempt, Lack, NotGot, Wish, wishes_of
 from vmpool.gateway.requested import Wanted
@@ -57,6 +56,27 @@ async def _checkout(call: Call, wanted: Wanted) -> Answer:
         raise bad_request(f"VM count must be at most {MAX_CLAIMED} over all pools of a request with {IDEMPOTENCY_KEY}")
     if not wanted:
         raise not_found("the request names no pool")
+    own = call.gateway.own
+    end = asyncio.get_running_loop().time() + own.checkout_wait_seconds
+    try:
+        async with asyncio.timeout_at(end):
+            caller, pools = await _looked_up(call, wanted)
+    except TimeoutError:
+        raise unavailable(
+            f"the API server did not say within {own.checkout_wait_seconds:g} s who may claim; nothing was checked out",
+            own.retry_after_seconds,
+        ) from None
+    wishes = list(wishes_of(wanted, pools))
+    vms = await _allocate(call, caller, wishes, claim_id(caller, key, wanted) if key else "", end)
+    body: Json = {"ok": True}
+    for name, count in wanted.items():
+        names = [vms[wish.slot].host_name or vms[wish.slot].name for wish in wishes if wish.name == name]
+        body[name] = {"hostname": names if count > 1 else names[0]}
+    return Answer(body)
+
+
+async def _looked_up(call: Call, wanted: Wanted) -> tuple[Caller, dict[str, tuple[PoolFacts, ...]]]:
+    """Return who asks, and what each name means to them. Raises ``Refusal``."""
     caller = await call.caller()
     if len(caller.user) > MAX_OWNER:
         raise forbidden(f"a user name of more than {MAX_OWNER} characters cannot own a VM")
@@ -65,13 +85,7 @@ async def _checkout(call: Call, wanted: Wanted) -> Answer:
         pools[name] = await meant(call.gateway, caller, name)
         if not pools[name]:
             raise requested.unknown_name(name)
-    wishes = list(wishes_of(wanted, pools))
-    vms = await _allocate(call, caller, wishes, claim_id(caller, key, wanted) if key else "")
-    body: Json = {"ok": True}
-    for name, count in wanted.items():
-        names = [vms[wish.slot].host_name or vms[wish.slot].name for wish in wishes if wish.name == name]
-        body[name] = {"hostname": names if count > 1 else names[0]}
-    return Answer(body)
+    return caller, pools
 
 
 def claim_id(caller: Caller, key: str, wanted: Wanted) -> str:
@@ -83,7 +97,7 @@ def claim_id(caller: Caller, key: str, wanted: Wanted) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-async def _allocate(call: Call, caller: Caller, wishes: list[Wish], keyed: str) -> Mapping[int, VM]:
+async def _allocate(call: Call, caller: Caller, wishes: list[Wish], keyed: str, end: float) -> Mapping[int, VM]:
     gateway = call.gateway
     attempt = Attempt(
         gateway,
@@ -92,7 +106,7 @@ async def _allocate(call: Call, caller: Caller, wishes: list[Wish], keyed: str) 
         _earlier(gateway, caller, keyed) if keyed else None,
     )
     try:
-        vms = await _within_time(gateway, attempt, keyed)
+        vms = await _within_time(gateway, attempt, keyed, end)
     except BaseException as error:
         _count(gateway, wishes, _outcome(error))
         refusal = _refusal(gateway, error, wishes, keyed)
@@ -106,10 +120,9 @@ async def _allocate(call: Call, caller: Caller, wishes: list[Wish], keyed: str) 
     return vms
 
 
-async def _within_time(gateway: Gateway, attempt: Attempt, keyed: str) -> Mapping[int, VM]:
-    """Work on a request as long as its client waits. Raises TimeoutError, and what ``Attempt.run`` raises."""
+async def _within_time(gateway: Gateway, attempt: Attempt, keyed: str, end: float) -> Mapping[int, VM]:
+    """Work on a request until ``end`` of the loop's clock. Raises TimeoutError, and what ``Attempt.run`` raises."""
     loop = asyncio.get_running_loop()
-    end = loop.time() + gateway.own.checkout_wait_seconds
     going = gateway.picker.keyed
     while keyed in going:
         # The same request, repeated while it is worked on: this one then finds what that one has got.
@@ -164,7 +177,7 @@ def _earlier(gateway: Gateway, caller: Caller, keyed: str) -> Callable[[], Await
                 gateway.vms.saw(raw)
                 vm = vm_facts(raw)
                 claim = vm.claim
-                if claim is None or claim.owner != caller.user or claim.end_reason == GIVEN_BACK:
+                if claim is None or claim.owner != caller.user:
                     continue
                 if claim.released_at is not None:
                     raise Refusal(
@@ -193,7 +206,8 @@ def _refusal(gateway: Gateway, error: BaseException, wishes: list[Wish], keyed: 
         f"repeat the request with the same {IDEMPOTENCY_KEY}" if keyed else "what was checked out all the same is ended"
     )
     if isinstance(error, NotGot):
-        several = f" {len(wishes)} VMs were asked for, and none is handed out." if len(wishes) > 1 else ""
+        rest = f"what was got is kept for a request with the same {IDEMPOTENCY_KEY}" if keyed else "none is handed out"
+        several = f" {len(wishes)} VMs were asked for, and {rest}." if len(wishes) > 1 else ""
         return unavailable(f"{error.wish.name} {_WHY[error.lack]}.{several}", later)
     if isinstance(error, OutcomeUnknown):
         return unavailable(f"the API server did not say whether the VM was checked out; {kept}", later)

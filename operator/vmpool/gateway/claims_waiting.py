@@ -15,7 +15,7 @@ PAUSE_SECONDS: Final = 0.05
 
 
 class Waiting:
-    """Counts again only after news of a waiting claim, of a pool, or of a VM that a VMClaim has got."""
+    """Counts again only after news of a waiting claim, of a pool, or of a VM that a waiting claim has got."""
 
     def __init__(
         self,
@@ -38,15 +38,15 @@ class Waiting:
         vms.on_change(self._vm_changed)
 
     def lack(self, pool_uid: str) -> int:
-        """Return what waiting claims still lack of this pool; at most ``PAUSE_SECONDS`` behind the mirrors."""
+        """Return what waiting claims still lack of this pool; at most ``PAUSE_SECONDS`` behind the mirrors.
+
+        Whoever is refused because of it may have been refused by a claim that has just ended; 503 tells when to ask.
+        """
         if self._news and self._clock() - self._counted_at >= PAUSE_SECONDS:
-            self.count()
+            self._count()
         return self._lacks.get(pool_uid, 0)
 
-    def count(self) -> None:
-        """Count at once if there are news: before somebody is refused because of a claim that waits."""
-        if not self._news:
-            return
+    def _count(self) -> None:
         self._news = False
         self._counted_at = self._clock()
         if not self._claims:
@@ -72,7 +72,9 @@ class Waiting:
 
     def _vm_changed(self, change: Change[VM]) -> None:
         fact = change.entry.fact
-        if fact is not None and fact.claim is not None and fact.claim.ref is not None:
+        claim = fact.claim if fact is not None else None
+        # Most are news of a VM whose VMClaim has all it wants.
+        if claim is not None and claim.ref is not None and claim.ref.uid in self._claims:
             self._news = True
 
 

@@ -1,6 +1,6 @@
 """What every handler shares, and what it gets for one request."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -10,6 +10,7 @@ from aiohttp import web
 
 from vmpool.engine.ready import ReadyIndex
 from vmpool.engine.reviews import AccessReviews
+from vmpool.engine.world import VM_INDEXES
 from vmpool.gateway.auth.caller import Caller, Identity
 from vmpool.gateway.departed import DeletedRequests
 from vmpool.gateway.history import History
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
     from vmpool.gateway.picking import Picker
 
 
+BY_TOKEN = "token"  # noqa: S105 - a name
+GATEWAY_VM_INDEXES: Mapping[str, Callable[[VM], Hashable | None]] = {
+    **VM_INDEXES,
+    BY_TOKEN: lambda vm: (vm.claim.token_id or None) if vm.claim is not None else None,
+}
+"""Indexes of a gateway's mirror of PooledVMs: the engine's, and by the id of the token that a checkout came with."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenFacts:
     """One REST token, without the token."""
@@ -35,10 +44,12 @@ class TokenFacts:
     created: datetime
     last_used: datetime | None = None
     expires: datetime | None = None
+    provider: str = ""
+    """The auth provider (setting ``auth``) that vouched for the user; empty: unknown, so none that is asked now."""
 
 
 class TokenBook(Protocol):
-    """The tokens that this gateway knows; reading asks nobody."""
+    """The tokens of this gateway's auth provider; reading asks nobody."""
 
     def find(self, token: str) -> TokenFacts | None:
         """Return the token that this text is, unless it has expired."""
@@ -63,6 +74,12 @@ class Gatekeeper(Protocol):
     @property
     def tokens(self) -> TokenBook | None:
         """The tokens, where there are users."""
+
+    def valid(self, token: str) -> TokenFacts | None:
+        """Return the token of ours that this text is, with its user as known now, asking nobody.
+
+        None when it is none, has expired, or its user is known no longer.
+        """
 
     async def caller(self, headers: Mapping[str, str]) -> Caller:
         """Return who asks, by token. Raises ``Refusal`` 401, or 503 when that cannot be known now."""
@@ -93,7 +110,7 @@ class Gateway:
     metrics: GatewayMetrics
     pools: Mirror[PoolFacts]
     vms: Mirror[VM]
-    """With the indexes of ``engine.world.VM_INDEXES``."""
+    """With ``GATEWAY_VM_INDEXES``."""
     claims: Mirror[VMClaim]
     ready: ReadyIndex
     reviews: AccessReviews

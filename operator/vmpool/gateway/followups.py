@@ -42,6 +42,7 @@ class FollowUps:
         self._vms = vms
         self._doubts: OrderedDict[str, float] = OrderedDict()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._releases: dict[asyncio.Task[Any], VM] = {}
         vms.on_change(self._changed)
 
     def start(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
@@ -52,28 +53,43 @@ class FollowUps:
         return task
 
     async def settle(self, seconds: float) -> None:
-        """Wait for what is going on now, at most so long."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
+        """Wait for what is going on and for what follows from it, at most so long; log what is left undone.
+
+        For the end of the process: lost writes that have not shown are nobody's from then on.
+        """
+        end = time.monotonic() + seconds
+        while self._tasks and (left := end - time.monotonic()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
+        self._forget_what_cannot_show()
+        for claim_id in self._doubts:
+            log.error("checkout_forgotten", claim_id=claim_id)
+        for vm in self._releases.values():
+            assert vm.claim is not None
+            log.error("checkout_forgotten", vm=vm.name, namespace=vm.namespace, claim_id=vm.claim.id)
 
     def give_back(self, vm: VM) -> None:
         """End the claim on a VM, however often that has to be tried."""
         # Without a claim the mirror knows already that the object is gone.
         if vm.claim is not None:
-            self.start(self._release(vm), f"give-back/{vm.name}")
+            task = self.start(self._release(vm), f"give-back/{vm.name}")
+            self._releases[task] = vm
+            task.add_done_callback(self._releases.pop)
 
     def doubt(self, claim_id: str) -> None:
         """Give the VM back should the write of this claim show after all. Only for ids that no other request has."""
-        now = time.monotonic()
-        while self._doubts and now - next(iter(self._doubts.values())) > FOLLOW_SECONDS:
-            self._doubts.popitem(last=False)
-        self._doubts[claim_id] = now
+        self._forget_what_cannot_show()
+        self._doubts[claim_id] = time.monotonic()
         if len(self._doubts) > DOUBTS:
             forgotten, _ = self._doubts.popitem(last=False)
             log.error("checkout_forgotten", claim_id=forgotten)
         for entry in self._vms.by_index(BY_CLAIM, claim_id):
             if entry.fact is not None:
                 self._found(entry.fact)
+
+    def _forget_what_cannot_show(self) -> None:
+        now = time.monotonic()
+        while self._doubts and now - next(iter(self._doubts.values())) > FOLLOW_SECONDS:
+            self._doubts.popitem(last=False)
 
     def _changed(self, change: Change[VM]) -> None:
         fact = change.new.fact if change.new is not None else None

@@ -59,7 +59,12 @@ async def ready(call: Call) -> Answer:
 
 async def metrics(call: Call) -> Answer:
     """Show what is counted, with levels of this moment."""
-    gateway = call.gateway
+    measure(call.gateway)
+    return Answer(None, text=generate_latest(call.gateway.metrics.registry).decode())
+
+
+def measure(gateway: Gateway) -> None:
+    """Set the levels to those of this moment."""
     levels = gateway.metrics
     for mirror in (gateway.pools, gateway.vms, gateway.claims):
         if mirror.synced.is_set():
@@ -70,7 +75,6 @@ async def metrics(call: Call) -> Answer:
     if gateway.client.clock_skew is not None:
         # Ours minus the server's, as the operator shows it.
         levels.clock_skew.set(-gateway.client.clock_skew.total_seconds())
-    return Answer(None, text=generate_latest(levels.registry).decode())
 
 
 async def root(_: Call) -> Answer:

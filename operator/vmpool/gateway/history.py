@@ -17,7 +17,10 @@ from vmpool.plan.snapshot import VM, Step
 DAYS = 31
 """How many days are kept, today included; days begin and end in UTC."""
 TAG_VALUES = 1000
-"""Most values of all tags together that are told apart in one day; the rest are counted as ``OTHER``."""
+"""Most values of all tags together that are told apart in one day.
+
+Of a tag that is known the rest are counted as ``OTHER``; tags that are not are counted as one tag of that name.
+"""
 OTHER = "(other)"
 
 PoolKey = tuple[str, str]
@@ -143,21 +146,30 @@ class History:
     def _retag(self, day: Day, tag: str, before: str | None, after: str | None) -> None:
         if before == after:
             return
-        values = day.tags.setdefault(tag, Counter())
         if before is not None:
-            value = before if before in values else OTHER
-            # What was tagged on a day that was not kept then was never counted.
-            if value in values:
-                values[value] -= 1
-                if not values[value]:
-                    del values[value]
-                    day.values -= 1
+            self._uncount(day, tag, before)
         if after is not None:
-            value = after if after in values or day.values < TAG_VALUES else OTHER
+            room = day.values < TAG_VALUES
+            name = tag if tag in day.tags or room else OTHER
+            values = day.tags.setdefault(name, Counter())
+            value = after if name == tag and (after in values or room) else OTHER
             day.values += value not in values
             values[value] += 1
-        if not values:
-            del day.tags[tag]
+
+    @staticmethod
+    def _uncount(day: Day, tag: str, value: str) -> None:
+        # What was tagged on a day that was not kept then was never counted.
+        for name, counted in ((tag, value), (tag, OTHER), (OTHER, OTHER)):
+            values = day.tags.get(name)
+            if values is None or counted not in values:
+                continue
+            values[counted] -= 1
+            if not values[counted]:
+                del values[counted]
+                day.values -= 1
+            if not values:
+                del day.tags[name]
+            return
 
     def _kept(self, moment: datetime) -> Day | None:
         """Return the day that a moment counts on; None when it is too long ago, or not today yet."""

@@ -100,7 +100,8 @@ def limits_of(own: GatewaySettings) -> Limits | None:
 def hold_to(limits: Limits, call: Call, limit: Literal["read", "creation", "deletion"]) -> dict[str, str]:
     """Count a request and return the headers that say what is left. Raises ``Refusal`` 429 above a limit.
 
-    The client is the one of a valid token of ours, else the address: a made-up token is no way around the limit.
+    The client is the user of a valid token of ours, with however many tokens, else the address: a made-up token is no
+    way around the limit.
     """
     caller, client = _client(call.gateway, call)
     kinds: list[Kind] = [caller] if limit == "read" else [caller, limit]
@@ -125,11 +126,11 @@ def hold_to(limits: Limits, call: Call, limit: Literal["read", "creation", "dele
 
 
 def _client(gateway: Gateway, call: Call) -> tuple[Kind, str]:
-    token, book = call.request.headers.get("X-AUTH-TOKEN", ""), gateway.gatekeeper.tokens
+    token = call.request.headers.get("X-AUTH-TOKEN", "")
     # Bytes that are no UTF-8 arrive as halves of surrogate pairs; no token of ours has anything but ASCII.
-    known = book.find(token) if token.isascii() and token and book is not None else None
+    known = gateway.gatekeeper.valid(token) if token.isascii() and token else None
     if known is not None:
-        return "token", f"token {known.id}"
+        return "token", f"user {known.identity.user}"
     return "address", f"address {_block(call.address)}"
 
 

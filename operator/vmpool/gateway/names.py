@@ -1,11 +1,18 @@
 """The names of the REST API as a gateway knows them now, and what one means to one caller."""
 
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
 from vmpool.gateway.auth.caller import Caller
 from vmpool.gateway.context import Gateway
 from vmpool.kube.mirror import Change, Mirror
 from vmpool.plan import names
 from vmpool.plan.names import Meaning
 from vmpool.plan.snapshot import PoolFacts
+
+REVIEWS_AT_ONCE: Final = 8
+"""Most pools of one name about which the API server is asked at the same time."""
 
 
 class Directory:
@@ -62,16 +69,27 @@ async def meant(gateway: Gateway, caller: Caller, name: str) -> tuple[PoolFacts,
     Raises ``Refusal`` 503 when nobody can say who may claim.
     """
     meaning = gateway.directory.meaning(name)
+    # The name is the oldest one's, and stays so while that one is paused or empty.
+    own = await _claimable(gateway, caller, meaning.own, 1)
+    aliased = [pool for pool in meaning.aliased if all(pool.uid != other.uid for other in own)]
+    return (*own, *await _claimable(gateway, caller, aliased, len(aliased)))
+
+
+async def _claimable(gateway: Gateway, caller: Caller, pools: Sequence[PoolFacts], most: int) -> list[PoolFacts]:
+    """Return the first ``most`` pools that may be claimed from. Raises ``Refusal`` 503 if one before them is unsure."""
     found: list[PoolFacts] = []
-    for pool in meaning.own:
-        if await gateway.gatekeeper.may_claim(caller, pool):
-            found.append(pool)
-            # The name is the oldest one's, and stays so while that one is paused or empty.
-            break
-    for pool in meaning.aliased:
-        if all(pool.uid != other.uid for other in found) and await gateway.gatekeeper.may_claim(caller, pool):
-            found.append(pool)
-    return tuple(found)
+    for start in range(0, len(pools), REVIEWS_AT_ONCE):
+        some = pools[start : start + REVIEWS_AT_ONCE]
+        questions = [gateway.gatekeeper.may_claim(caller, pool) for pool in some]
+        answers = await asyncio.gather(*questions, return_exceptions=True) if len(some) > 1 else [await questions[0]]
+        for pool, answer in zip(some, answers, strict=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            if answer:
+                found.append(pool)
+            if len(found) == most:
+                return found
+    return found
 
 
 def _called(pool: PoolFacts | None) -> tuple[object, ...] | None:

@@ -18,7 +18,7 @@ from vmpool.api.meta import format_duration
 from vmpool.engine import binding
 from vmpool.engine.world import BY_CLAIM
 from vmpool.gateway import audit, notes
-from vmpool.gateway.answers import Answer, Json, Refusal, forbidden, not_found
+from vmpool.gateway.answers import Answer, Json, Refusal, forbidden, not_found, not_implemented
 from vmpool.gateway.auth.caller import Caller, stamped
 from vmpool.gateway.bodies import read_object
 from vmpool.gateway.bounds import MAX_INTEGER
@@ -33,6 +33,7 @@ from vmpool.kube.kinds import VMCLAIMS
 from vmpool.plan import names
 from vmpool.plan.lifecycle import ClaimPhase
 from vmpool.plan.snapshot import VM, PoolFacts, VMClaim
+from vmpool.settings import Settings
 from vmpool.telemetry import logs
 
 log = logs.get(__name__)
@@ -54,8 +55,21 @@ Shares = list[tuple[PoolFacts, int]]
 # --- POST ---------------------------------------------------------------------------------------------------------
 
 
+def missing(settings: Settings) -> str:
+    """Return why there are no on-demand requests here; empty when there are."""
+    watched, own = settings.watch_namespace, settings.namespace
+    why_not = f"no on-demand requests: their VMClaims are made in namespace {own} (namespace), where nobody looks"
+    return "" if watched in ("", own) else f"{why_not}: only {watched} is served (watch_namespace)"
+
+
+def _must_be_there(call: Call) -> None:
+    """Raise ``Refusal`` 501 where nobody would see the VMClaim of a request."""
+    if why_not := missing(call.gateway.settings):
+        raise not_implemented(why_not)
+
+
 async def create(call: Call) -> Answer:
-    """POST ondemandvm: 201 with the request's id. 400, 401, 404, 403, 409, in this order."""
+    """POST ondemandvm: 201 with the request's id. 501, 401, 400, 404, 403, 409, in this order."""
     caller = await _asks(call)
     body = await read_object(call)
     given = body.pop(REQUEST_ID, None)
@@ -73,6 +87,7 @@ async def create_by_path(call: Call) -> Answer:
 
 async def _asks(call: Call) -> Caller:
     """Return who asks, under the name that stands in the VMClaim: the engine asks again whether that one may claim."""
+    _must_be_there(call)
     known = await call.caller()
     return Caller(stamped(known.identity), known.token_id)
 
@@ -201,6 +216,7 @@ def _told(status: int, message: str, **more: str) -> Refusal:
 
 async def show(call: Call) -> Answer:
     """GET ondemandvm/{id}: 202 while it waits, 200 when it has its VMs or never will, 404 for an unknown id."""
+    _must_be_there(call)
     gateway, request_id = call.gateway, call.path["request_id"]
     found = _find(gateway, request_id)
     if found is None:
@@ -329,6 +345,7 @@ _CREATED = {
     403: _MESSAGE,
     404: {"anyOf": [refused(bad_templates=TEXTS), REFUSED]},
     409: refused(message=TEXT, request_id=TEXT),
+    501: REFUSED,
 }
 
 
@@ -367,7 +384,7 @@ ROUTES: tuple[Route, ...] = (
         "/api/v3/ondemandvm/{request_id}",
         show,
         "What became of an on-demand request.",
-        {200: _shown(_READY), 202: _shown(record({"ready": TEXT, "pending": TEXT})), 404: _MESSAGE},
+        {200: _shown(_READY), 202: _shown(record({"ready": TEXT, "pending": TEXT})), 404: _MESSAGE, 501: REFUSED},
         parameters=(_ID,),
     ),
     Route(
@@ -375,7 +392,7 @@ ROUTES: tuple[Route, ...] = (
         "/api/v3/ondemandvm/{request_id}",
         delete,
         "Give back all VMs of an on-demand request.",
-        {200: record({"ok": {"const": True}}, message=TEXT), 403: REFUSED, 404: _MESSAGE},
+        {200: record({"ok": {"const": True}}, message=TEXT), 403: REFUSED, 404: _MESSAGE, 501: REFUSED},
         parameters=(_ID,),
         auth="token",
         limit="deletion",

@@ -6,10 +6,10 @@ nothing waits only for claims that are being written and may give a VM back; tho
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
 from vmpool.api.vm import Claim
 from vmpool.engine import binding
@@ -21,6 +21,8 @@ from vmpool.kube.mirror import Change, Mirror
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.names import hands_out, in_turn
 from vmpool.plan.snapshot import VM, PoolFacts
+
+T = TypeVar("T")
 
 NEWS_SECONDS: Final = 0.5
 """How long to wait for the watch to tell who has got a lost VM: what it has not told yet is lost, too, most likely."""
@@ -83,7 +85,9 @@ class Picker:
             if vm is None:
                 lack = self._why(wish)
                 for other in taken:
-                    self.put_back(other)
+                    # Wakes nobody: all is as it was, and two that wait would wake each other for ever.
+                    self._ready.put_back(other)
+                    self._release(other)
                 raise NotGot(wish, lack)
             taken.append(vm)
         return taken
@@ -136,13 +140,7 @@ class Picker:
         return None
 
     def _spare(self, pool_uid: str) -> bool:
-        ready = self._ready.count(pool_uid)
-        if ready > self._waiting.lack(pool_uid):
-            return True
-        if ready:
-            # Refused because of others who wait: then by the latest count.
-            self._waiting.count()
-        return ready > self._waiting.lack(pool_uid)
+        return self._ready.count(pool_uid) > self._waiting.lack(pool_uid)
 
     def _why(self, wish: Wish) -> Lack:
         pools = _open(wish)
@@ -151,13 +149,16 @@ class Picker:
         return Lack.WAITING if any(self._ready.count(pool.uid) for pool in pools) else Lack.EMPTY
 
     def _settle(self, vm: VM) -> None:
+        self._release(vm)
+        if self._turn is not None and not self._turn.done():
+            self._turn.set_result(None)
+
+    def _release(self, vm: VM) -> None:
         left = self._reserved[vm.pool_uid] - 1
         if left:
             self._reserved[vm.pool_uid] = left
         else:
             del self._reserved[vm.pool_uid]
-        if self._turn is not None and not self._turn.done():
-            self._turn.set_result(None)
 
     def _vm_changed(self, change: Change[VM]) -> None:
         if not self._lost:
@@ -186,29 +187,58 @@ class Attempt:
         self._earlier = earlier
         self._over = False
         self._abandoned = False
+        self._waits: set[asyncio.Timeout] = set()
 
     def abandon(self) -> None:
         """Begin nothing more: the client has been told no. What was got is given back unless it will be asked for."""
-        self._over = self._abandoned = True
+        self._abandoned = True
+        self._end()
 
     async def run(self) -> Mapping[int, VM]:
         """Return the VMs by slot.
 
         Raises ``NotGot``, ``OutcomeUnknown`` and other ``KubeError``, ``Stopped``, and what ``earlier`` raises. Then
-        nothing is kept of what this attempt has got.
+        what this attempt has got is given back, or with ``earlier`` kept for an equal request to find.
         """
-        have = dict(await self._earlier()) if self._earlier is not None else {}
+        have = dict(await self._unless_over(self._earlier())) if self._earlier is not None else {}
         missing = [wish for wish in self._wishes if wish.slot not in have]
         outcomes = await self._all(missing)
         got = {wish.slot: vm for wish, vm in zip(missing, outcomes, strict=True) if isinstance(vm, VM)}
         errors = [error for error in outcomes if isinstance(error, BaseException)]
         if errors or (self._abandoned and self._earlier is None):
-            if got and errors:
-                self._gateway.metrics.partial.inc()
-            for vm in got.values():
-                self._gateway.followups.give_back(vm)
+            # What an equal request can find is never ended: its client may have been told already that it has it.
+            if self._earlier is None:
+                self._give_back(got.values(), partly=bool(errors))
             raise min(errors, key=_telling, default=Stopped())
         return have | got
+
+    def _give_back(self, vms: Collection[VM], *, partly: bool) -> None:
+        if vms and partly:
+            self._gateway.metrics.partial.inc()
+        for vm in vms:
+            self._gateway.followups.give_back(vm)
+
+    def _end(self) -> None:
+        """Begin nothing more, and wait for nothing more; what is being written is written to its end."""
+        self._over = True
+        now = asyncio.get_running_loop().time()
+        while self._waits:
+            self._waits.pop().reschedule(now)
+
+    async def _unless_over(self, wait: Awaitable[T]) -> T:
+        """Wait for something that writes nothing. Raises ``Stopped`` as soon as there is nothing to wait for."""
+        try:
+            async with asyncio.timeout(None) as cut:
+                self._waits.add(cut)
+                if self._over:
+                    self._end()
+                return await wait
+        except TimeoutError:
+            if not cut.expired():
+                raise
+            raise Stopped from None
+        finally:
+            self._waits.discard(cut)
 
     async def _all(self, wishes: Sequence[Wish]) -> Sequence[VM | BaseException]:
         if not wishes:
@@ -228,7 +258,7 @@ class Attempt:
             except NotGot as error:
                 if not self._picker.others(error.wish):
                     raise
-            await self._picker.outcome()
+            await self._unless_over(self._picker.outcome())
 
     async def _fill(self, wish: Wish, vm: VM) -> VM:
         try:
@@ -238,19 +268,22 @@ class Attempt:
                 self._gateway.metrics.losses.labels(vm.namespace, vm.pool).inc()
                 if losses >= self._gateway.own.checkout_losses:
                     raise NotGot(wish, Lack.LOST)
-                await self._picker.news(vm)
+                await self._unless_over(self._picker.news(vm))
                 (vm,) = await self._reserved(lambda: self._picker.reserve([wish]))
             return bound
         except BaseException:
-            self._over = True
+            self._end()
             raise
 
     async def _bind(self, wish: Wish, vm: VM) -> VM | None:
         try:
-            async with self._picker.slots:
+            await self._unless_over(self._picker.slots.acquire())
+            try:
                 if self._over:
                     raise Stopped
                 bound = await self._written(vm, self._claim(wish, vm))
+            finally:
+                self._picker.slots.release()
         except BaseException:
             self._picker.put_back(vm)
             raise

@@ -21,11 +21,10 @@ from vmpool.api import keys
 from vmpool.engine.facts import claim_facts, pool_facts, vm_facts
 from vmpool.engine.ready import ReadyIndex
 from vmpool.engine.reviews import AccessReviews, ReviewSettings
-from vmpool.engine.world import VM_INDEXES
-from vmpool.gateway import audit, health
+from vmpool.gateway import audit, health, ondemand
 from vmpool.gateway.app import FRAME, build_app, runner_options
 from vmpool.gateway.auth import gatekeeper
-from vmpool.gateway.context import Gateway
+from vmpool.gateway.context import GATEWAY_VM_INDEXES, Gateway
 from vmpool.gateway.tables import tables
 from vmpool.gateway.tls import Pair, pair_of
 from vmpool.kube.client import Client, ClientSettings
@@ -40,6 +39,8 @@ from vmpool.telemetry.gateway import GatewayMetrics
 log = logs.get(__name__)
 
 READY_POLL_SECONDS = 0.05
+MEASURE_SECONDS = 5.0
+"""How old levels may be in the metrics of the process that this gateway runs inside."""
 
 
 class CannotStart(Exception):
@@ -93,6 +94,8 @@ async def serve(
             raise CannotStart(str(error)) from error
         host, port = runner.addresses[0][:2]
         log.info("gateway_starts", url=f"{'https' if context else 'http'}://{_in_url(host)}:{port}", auth=own.auth)
+        if why_not := ondemand.missing(settings):
+            log.warning("gateway_without_ondemand", reason=why_not)
         async with asyncio.TaskGroup() as group:
             background = [group.create_task(work) for work in _background(gateway, settings)]
             background.append(group.create_task(_tell_when_ready(gateway, on_ready)))
@@ -123,7 +126,7 @@ def _gateway(client: Client, settings: Settings, own: GatewaySettings, metrics: 
     namespace = settings.watch_namespace or None
     bounds = MirrorSettings()
     pools = Mirror(client, Selection(VMPOOLS, namespace), pool_facts, bounds)
-    vms = Mirror(client, Selection(POOLEDVMS, namespace), vm_facts, bounds, VM_INDEXES)
+    vms = Mirror(client, Selection(POOLEDVMS, namespace), vm_facts, bounds, GATEWAY_VM_INDEXES)
     reviews = AccessReviews(client, ReviewSettings(seconds=own.review_seconds, entries=own.review_entries))
     return Gateway(
         client=client,
@@ -167,7 +170,15 @@ def _background(gateway: Gateway, settings: Settings) -> list[Coroutine[Any, Any
         gateway.claims.run(),
         gateway.gatekeeper.run(),
         keep_clock(gateway.client, settings.namespace),
+        _measure(gateway),
     ]
+
+
+async def _measure(gateway: Gateway) -> None:
+    """Keep the levels fresh: inside the operator it is the operator's endpoint that shows them."""
+    while True:
+        health.measure(gateway)
+        await asyncio.sleep(MEASURE_SECONDS)
 
 
 async def _tell_when_ready(gateway: Gateway, on_ready: Callable[[], None]) -> None:

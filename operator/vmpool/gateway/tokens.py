@@ -4,7 +4,7 @@ from datetime import datetime
 
 from vmpool.gateway import audit
 from vmpool.gateway.answers import Answer, Json, not_found
-from vmpool.gateway.context import Call, TokenBook, TokenFacts
+from vmpool.gateway.context import BY_TOKEN, Call, TokenBook, TokenFacts
 from vmpool.gateway.routes import OK, REFUSED, Parameter, Route, Schema
 from vmpool.plan.snapshot import VM
 
@@ -35,7 +35,8 @@ async def create_token(call: Call) -> Answer:
 async def show_token(call: Call) -> Answer:
     """Show whose a token is and which VMs were checked out with it; to have it is right enough."""
     text = call.path["token"]
-    token = _book(call).find(text)
+    _book(call)
+    token = call.gateway.gatekeeper.valid(text)
     if token is None:
         raise not_found("there is no such token")
     shown: Json = {"user": token.identity.login, "created": written(token.created)}
@@ -74,12 +75,8 @@ def _book(call: Call) -> TokenBook:
 
 
 def _checked_out(call: Call, token: TokenFacts) -> list[VM]:
-    facts = (entry.fact for entry in call.gateway.vms)
-    return [
-        vm
-        for vm in facts
-        if vm is not None and vm.claim is not None and vm.claim.token_id == token.id and vm.claim.released_at is None
-    ]
+    facts = (entry.fact for entry in call.gateway.vms.by_index(BY_TOKEN, token.id))
+    return [vm for vm in facts if vm is not None and vm.claim is not None and vm.claim.released_at is None]
 
 
 _TEXT: Schema = {"type": "string"}
@@ -121,6 +118,7 @@ ROUTES: tuple[Route, ...] = (
         "Make a token; it is shown only here",
         {200: _with_ok(_TEXT), 401: REFUSED, 403: REFUSED, 404: REFUSED, 503: REFUSED},
         auth="basic",
+        limit="creation",
     ),
     Route(
         "GET",

@@ -5,21 +5,22 @@ Level-based like every plan. A claim with an effect in flight is left alone; wha
 
 import heapq
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 
+from vmpool.api.claim import EXACT_POSITIONS
 from vmpool.plan import claimstatus as status_of
 from vmpool.plan.demand import Want, claim_size, filled, spread, stalled, waits, wants
-from vmpool.plan.follow import SURPLUS, follow, live_ones, wakes_of
-from vmpool.plan.judge import judge
+from vmpool.plan.follow import DEADLINE_EXCEEDED, follow, wakes_of
+from vmpool.plan.judge import Judgement, judge
 from vmpool.plan.lifecycle import ClaimPhase
 from vmpool.plan.queue import (
     Asker,
     Bind,
     Check,
     ClaimAction,
-    EndHeld,
     QueueSnapshot,
     Review,
     SetStatus,
@@ -28,7 +29,6 @@ from vmpool.plan.queue import (
 )
 from vmpool.plan.snapshot import BEGINNING, VM, PoolFacts, VMClaim
 
-DEADLINE_EXCEEDED = "DeadlineExceeded"
 UNTOLD = Why("Retrying", "the last try came to nothing; it is tried again by itself")
 NOT_BESIDE = Why("NotItsTurn", "waits until another claim of several VMs of the same pool has got its own")
 
@@ -46,6 +46,10 @@ class QueuePlan:
     """Of those being bound: the pool's uid by slot, by the claim's uid."""
     waiting: Mapping[str, int] = field(default_factory=dict)
     """How many claims wait, by the pool's uid; a claim that waits for several pools counts at each."""
+    recovered: tuple[str, ...] = ()
+    """uids of claims that can be served although a check once found that they cannot: it has to be made anew."""
+    settled: Mapping[str, datetime | None] = field(default_factory=dict)
+    """Claims that wait no more and for which there is nothing to do before that time, or news of them; by uid."""
     wake_at: datetime | None = None
 
 
@@ -58,6 +62,8 @@ class Waiting:
     wants: tuple[Want, ...]
     begun: bool = False
     """It has some of its VMs already: it takes whatever there is, and comes first."""
+    flying: bool = False
+    """An effect on it is in flight: it keeps its place and what waits for it, and nothing else is begun."""
     order: int = 0
     """Tells claims of the same second apart."""
 
@@ -84,14 +90,21 @@ def plan_claims(seen: QueueSnapshot, now: datetime) -> QueuePlan:
         elif claim.phase == ClaimPhase.PENDING and not claim.deleting:
             _pending(work, claim, held, aliases)
         else:
-            work.add(follow(claim, held, seen.pools, now))
-            work.wakes += wakes_of(claim)
+            note = seen.note(claim)
+            action = follow(claim, held, seen.pools, now, note)
+            work.add(action)
+            times = [moment for moment in wakes_of(claim, note) if moment > now]
+            work.wakes += times
+            if action is None:
+                work.settled[claim.uid] = min(times, default=None)
     _serve(work)
     return QueuePlan(
         actions=tuple(work.actions()),
         demand=work.demand(),
         begun=work.begun,
         waiting=work.waiting_at,
+        recovered=tuple(work.recovered),
+        settled=work.settled,
         wake_at=min((moment for moment in work.wakes if moment > now), default=None),
     )
 
@@ -102,6 +115,9 @@ class _Work:
     def __init__(self, seen: QueueSnapshot, now: datetime) -> None:
         self.seen = seen
         self.now = now
+        self._stuck = {pool.uid for pool in seen.pools.values() if pool.spec.paused or stalled(pool)}
+        self._judged: dict[Hashable, Judgement] = {}
+        self._words: dict[Hashable, Why] = {}
         self.binds: list[ClaimAction] = []
         self.others: list[ClaimAction] = []
         self.writes: list[ClaimAction] = []
@@ -111,6 +127,8 @@ class _Work:
         self.together: set[str] = set()
         """uids of pools in which a claim of several VMs is in binding."""
         self.waiting_at: Counter[str] = Counter()
+        self.recovered: list[str] = []
+        self.settled: dict[str, datetime | None] = {}
         self.wakes: list[datetime] = []
 
     def actions(self) -> Iterator[ClaimAction]:
@@ -130,8 +148,11 @@ class _Work:
         if action is not None:
             self.others.append(action)
 
-    def lack(self, lacking: Iterable[Want], besides: Container[int] = ()) -> None:
+    def lack(self, lacking: Iterable[Want], besides: Collection[int] = ()) -> None:
         """Count what is lacked, but for some slots."""
+        if not besides:
+            self.lacks += lacking
+            return
         for want in lacking:
             slots = tuple(slot for slot in want.slots if slot not in besides)
             if slots:
@@ -148,10 +169,56 @@ class _Work:
         if self.seen.trust is None:
             self.unjudged(claim, held, aliases)
             return
-        judged = judge(claim, asker(claim, self.seen.trust, self.seen.home), self.seen, aliases, held)
+        who = asker(claim, self.seen.trust, self.seen.home)
+        judged = self.judge(claim, who, held, aliases)
         valid = judged.failure is None and not judged.unanswered
-        if valid or waits(claim) or have:
+        note = self.seen.note(claim)
+        rests = note.retry_at is not None and self.now < note.retry_at
+        if valid and judged.wants and not places and not claim.deleting and not rests:
+            self.line.append(Waiting(claim, who, judged.wants, bool(have), flying=True, order=note.order))
+        elif valid or waits(claim) or have:
             self.lack(judged.wants, places)
+
+    def judge(self, claim: VMClaim, who: Asker, held: Sequence[VM], aliases: Aliases) -> Judgement:
+        """Judge a claim; those that ask for the same as another one, and have nothing yet, share its judgement."""
+        if held:
+            return judge(claim, who, self.seen, aliases, held)
+        spec = claim.spec
+        asked = tuple((one.namespace, one.pool, one.alias, one.count) for one in spec.requests)
+        verdicts = tuple(self.seen.note(claim).verdicts.items())
+        key = (claim.namespace, who, spec.lifetime, asked, verdicts)
+        judged = self._judged.get(key)
+        if judged is None:
+            judged = self._judged[key] = judge(claim, who, self.seen, aliases, held)
+        return judged
+
+    def stuck(self, want: Want) -> bool:
+        """Whether no pool makes or hands out anything for it until a human has done something."""
+        return all(pool.uid in self._stuck for pool in want.pools)
+
+    def why(self, lacking: Sequence[Want], short: Sequence[Want], place: int) -> Why:
+        """Say why a claim waits: behind the first ones nothing that comes and goes with every VM.
+
+        Or one VM that is given back would have every claim that waits written anew.
+        """
+        near = place <= EXACT_POSITIONS
+        if near and not short:
+            return NOT_BESIDE
+        about = next(filter(self.stuck, lacking), (short if near else lacking)[0])
+        key = (near, about.request.alias, about.request.count, *(pool.uid for pool in about.pools))
+        # As many words as there are kinds of requests, not as there are claims.
+        word = self._words.get(key)
+        if word is None:
+            word = self._words[key] = status_of.short_of(about, near=near)
+        return word
+
+    def place(self, lacking: Iterable[Want]) -> int:
+        """Count a claim that waits; return its place, from 1: the last among those of its pools."""
+        pools = tuple({pool.uid for want in lacking for pool in want.pools})
+        place = max((self.waiting_at[uid] for uid in pools), default=0) + 1
+        for uid in pools:
+            self.waiting_at[uid] += 1
+        return place
 
     def unjudged(self, claim: VMClaim, held: Sequence[VM], aliases: Aliases) -> None:
         """Count a claim that cannot be judged now as what is written on it."""
@@ -169,26 +236,29 @@ def _pending(work: _Work, claim: VMClaim, held: Sequence[VM], aliases: Aliases) 
     if deadline is not None:
         if now >= claim.created_at + deadline:
             late = f"it did not get its VMs within {deadline.total_seconds():g} s (spec.deadline)"
-            _fail(work, claim, held, Why(DEADLINE_EXCEEDED, f"{late}: make another claim, or give it more time"))
+            _fail(work, claim, Why(DEADLINE_EXCEEDED, f"{late}: make another claim, or give it more time"))
             return
         work.wakes.append(claim.created_at + deadline)
     if seen.trust is None:
         work.unjudged(claim, held, aliases)
         return
     who = asker(claim, seen.trust, seen.home)
-    judged = judge(claim, who, seen, aliases, held)
+    judged = work.judge(claim, who, held, aliases)
     valid = judged.failure is None and not judged.unanswered
     if judged.failure is not None and note.checked:
-        _fail(work, claim, held, judged.failure)
+        _fail(work, claim, judged.failure)
         return
-    one = Waiting(claim, who, judged.wants, bool(have), note.order)
+    if valid and note.checked:
+        work.recovered.append(claim.uid)
+    one = Waiting(claim, who, judged.wants, bool(have), order=note.order)
     if note.retry_at is not None and now < note.retry_at:
         work.wakes.append(note.retry_at)
         if valid or waits(claim) or have:
             work.lack(judged.wants)
         if have and one.several:
             work.together |= set(one.pools)
-        _tell(work, claim, note.trouble or UNTOLD, judged.wants)
+        why = note.trouble or UNTOLD
+        _tell(work, claim, lambda _: why, judged.wants)
     elif valid:
         work.line.append(one)
     else:
@@ -198,14 +268,9 @@ def _pending(work: _Work, claim: VMClaim, held: Sequence[VM], aliases: Aliases) 
         work.add(Check(claim, who) if failing else Review(claim, who, judged.unanswered))
 
 
-def _fail(work: _Work, claim: VMClaim, held: Sequence[VM], why: Why) -> None:
-    """Give a claim up: first what it holds, then the word."""
-    live = live_ones(held)
-    if live:
-        reason = why.reason if why.reason == DEADLINE_EXCEEDED else SURPLUS
-        work.add(EndHeld(claim, tuple(live), reason))
-    else:
-        work.add(SetStatus(claim, status_of.failed_status(claim, why, work.now)))
+def _fail(work: _Work, claim: VMClaim, why: Why) -> None:
+    """Give a claim up by one word, which is refused if another leader has made it Bound; then what it holds ends."""
+    work.add(SetStatus(claim, status_of.failed_status(claim, why, work.now)))
 
 
 # --- serving -------------------------------------------------------------------------------------------
@@ -257,19 +322,27 @@ def _serve(work: _Work) -> None:
     for one in turns(work.line, seen.served):
         places = _places(one, left)
         slots = {slot for slot, _ in places}
-        short = next((want for want in one.wants if not slots.issuperset(want.slots)), None)
-        beside = one.several and not one.begun and not work.together.isdisjoint(one.pools)
-        if (short is None and not beside) or (one.begun and places):
-            _hand_out(work, one, places)
+        short = [want for want in one.wants if not slots.issuperset(want.slots)]
+        beside = bool(work.together) and one.several and not one.begun and not work.together.isdisjoint(one.pools)
+        served = not one.flying and ((not short and not beside) or (one.begun and bool(places)))
+        held_up = {pool.uid for want in short for pool in want.pools}
+        if beside:
+            held_up |= work.together & set(one.pools)
+        # Of those that wait for the same pool only the first keeps VMs back, and none that waits for a human.
+        heads = headed.isdisjoint(held_up) and not any(map(work.stuck, short))
+        if served or heads:
             for _, pool in places:
                 left[pool.uid] -= 1
+        if heads:
+            headed |= held_up
+        if served:
+            _hand_out(work, one, places)
             continue
         work.lack(one.wants)
-        for _, pool in places:
-            if pool.uid not in headed:
-                left[pool.uid] -= 1
-        headed |= set(one.pools)
-        _tell(work, one.claim, _short_of(short) if short is not None else NOT_BESIDE, one.wants)
+        if one.flying:
+            work.place(one.wants)
+        else:
+            _tell(work, one.claim, partial(work.why, one.wants, short), one.wants)
 
 
 def _hand_out(work: _Work, one: Waiting, places: Sequence[tuple[int, PoolFacts]]) -> None:
@@ -288,7 +361,8 @@ def _places(one: Waiting, left: Mapping[str, int]) -> list[tuple[int, PoolFacts]
     """Choose a pool with something ready for as many slots as possible; of an alias the one with most."""
     used: Counter[str] = Counter()
     places: list[tuple[int, PoolFacts]] = []
-    for want in sorted(one.wants, key=lambda want: len(want.pools)):
+    wants = one.wants if len(one.wants) == 1 else sorted(one.wants, key=lambda want: len(want.pools))
+    for want in wants:
         for slot in want.slots:
             pool = max(want.pools, key=lambda pool: (left.get(pool.uid, 0) - used[pool.uid], pool.name))
             if left.get(pool.uid, 0) <= used[pool.uid]:
@@ -298,36 +372,15 @@ def _places(one: Waiting, left: Mapping[str, int]) -> list[tuple[int, PoolFacts]
     return places
 
 
-def _tell(work: _Work, claim: VMClaim, why: Why, lacking: Iterable[Want]) -> None:
-    """Write down that a claim waits, and where it stands among those that wait for the same pools."""
-    pools = {pool.uid for want in lacking for pool in want.pools}
-    place = max((work.waiting_at[uid] for uid in pools), default=0) + 1
-    work.waiting_at.update(pools)
-    status = status_of.waiting_status(claim, why, place, work.now)
-    if status == claim.status:
+def _tell(work: _Work, claim: VMClaim, why: Callable[[int], Why], lacking: Iterable[Want]) -> None:
+    """Write down that a claim waits, where it stands among those that wait for the same pools, and why."""
+    place = work.place(lacking)
+    reason = why(place)
+    if status_of.tells(claim, reason, place):
         return
+    status = status_of.waiting_status(claim, reason, place, work.now)
     written = work.seen.note(claim).written_at
     if written is not None and status_of.may_wait(claim.status, status) and work.now < written + work.seen.pause:
         work.wakes.append(written + work.seen.pause)
         return
     work.writes.append(SetStatus(claim, status))
-
-
-def _short_of(want: Want) -> Why:
-    pool = want.pools[0]
-    what = f"VMPool {pool.namespace}/{pool.name}"
-    if len(want.pools) > 1:
-        what = f"the pools with alias {want.request.alias} in {pool.namespace}"
-    count = want.request.count
-    asked = f"waits for a VM of {what}" if count == 1 else f"waits for {count} VMs of {what}"
-    if all(pool.spec.paused for pool in want.pools):
-        return Why("PoolPaused", f"{asked}: it hands out nothing until spec.paused of {pool.name} is false")
-    troubles = [stalled(pool) for pool in want.pools]
-    if all(troubles):
-        return Why("PoolStalled", f"{asked}: it cannot make any now ({troubles[0]}), its status says why")
-    taken = [
-        pool.status.claimed_replicas + pool.status.quarantined_replicas >= pool.spec.max_vms for pool in want.pools
-    ]
-    if all(taken):
-        return Why("PoolFull", f"{asked}: all are taken; it gets one when one is given back, or raise spec.maxVMs")
-    return Why("NothingReady", f"{asked}: none is ready for it yet")

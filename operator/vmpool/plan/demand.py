@@ -54,14 +54,16 @@ def by_alias(pools: Iterable[PoolFacts]) -> dict[tuple[str, str], tuple[PoolFact
     return found
 
 
-def filled(claim: VMClaim, vms: Iterable[VM]) -> dict[int, VM]:
+def filled(claim: VMClaim, vms: Sequence[VM]) -> dict[int, VM]:
     """Return the VM of each slot of a claim that is not Bound yet; of two for one slot the one bound first.
 
     A VM that its owner has released already was handed out like any other. One that was lost in another way before
     the claim was whole is replaced.
     """
-    size = claim_size(claim)
     found: dict[int, VM] = {}
+    if not vms:
+        return found
+    size = claim_size(claim)
     for vm in sorted(vms, key=_bound_at):
         held = vm.claim
         if held is None or held.ref is None or held.ref.uid != claim.uid or held.slot >= size:

@@ -3,33 +3,52 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from vmpool.plan.claimstatus import followed_status
+from vmpool.plan.claimstatus import followed_status, unseen
 from vmpool.plan.demand import RELEASED
 from vmpool.plan.judge import too_long
 from vmpool.plan.lifecycle import ClaimPhase
-from vmpool.plan.queue import ClaimAction, EndHeld, Extend, Remove, SetStatus, Why
+from vmpool.plan.queue import (
+    NO_NOTE,
+    ClaimAction,
+    EndHeld,
+    Extend,
+    Note,
+    ProveGone,
+    Remove,
+    SayFound,
+    SetStatus,
+    Why,
+)
 from vmpool.plan.snapshot import VM, PoolFacts, VMClaim
 
 SURPLUS = "Surplus"
+DEADLINE_EXCEEDED = "DeadlineExceeded"
 FINISHED = frozenset(phase.value for phase in ClaimPhase if phase.finished)
 
 
 def follow(
-    claim: VMClaim, held: Sequence[VM], pools: Mapping[tuple[str, str], PoolFacts], now: datetime
+    claim: VMClaim,
+    held: Sequence[VM],
+    pools: Mapping[tuple[str, str], PoolFacts],
+    now: datetime,
+    note: Note = NO_NOTE,
 ) -> ClaimAction | None:
     """Return the next effect for a claim that is Bound, finished or being deleted; ``held`` are VMs with its uid."""
     live = live_ones(held)
+    rests = note.retry_at is not None and now < note.retry_at
     if claim.deleting:
-        return EndHeld(claim, tuple(live), RELEASED) if live else None
+        return EndHeld(claim, tuple(live), RELEASED) if live and not rests else None
+    slots = {one.uid for one in claim.status.vms}
+    surplus = tuple(vm for vm in live if vm.uid not in slots)
     if claim.phase in FINISHED:
-        if live:
-            return EndHeld(claim, tuple(live), SURPLUS)
-        return Remove(claim) if now >= _goes_at(claim) else None
+        if surplus:
+            late = claim.status.reason == DEADLINE_EXCEEDED
+            return EndHeld(claim, surplus, DEADLINE_EXCEEDED if late else SURPLUS)
+        # A VM that its status names is its user's until its own claim ends, and the claim is what stands for that.
+        return Remove(claim) if not live and now >= _goes_at(claim) else None
     if claim.phase != ClaimPhase.BOUND:
         # A word of a newer release: it knows what to do.
         return None
-    slots = {one.uid for one in claim.status.vms}
-    surplus = tuple(vm for vm in live if vm.uid not in slots)
     if surplus:
         return EndHeld(claim, surplus, SURPLUS)
     refused = None
@@ -40,12 +59,19 @@ def follow(
         elif changed:
             return Extend(claim, changed)
     status = followed_status(claim, {vm.uid: vm for vm in held}, refused, now)
-    return SetStatus(claim, status) if status != claim.status else None
+    if status != claim.status:
+        return SetStatus(claim, status)
+    found = tuple(vm for vm in live if vm.claim_missing)
+    if found:
+        return SayFound(claim, found)
+    away = unseen(claim, {vm.uid for vm in held})
+    return ProveGone(claim, away, tuple(held), refused) if away and not rests else None
 
 
-def wakes_of(claim: VMClaim) -> tuple[datetime, ...]:
+def wakes_of(claim: VMClaim, note: Note = NO_NOTE) -> tuple[datetime, ...]:
     """Return when the claim has to be looked at again although nothing happens."""
-    return (_goes_at(claim),) if claim.phase in FINISHED else ()
+    again = () if note.retry_at is None else (note.retry_at,)
+    return (*again, _goes_at(claim)) if claim.phase in FINISHED else again
 
 
 def live_ones(vms: Iterable[VM]) -> list[VM]:

@@ -42,12 +42,13 @@ def judge(
         bars = {pool.uid: _bar(claim, who, pool, seen) for pool in want.pools}
         open_ones = tuple(pool for pool in want.pools if bars[pool.uid] is None)
         failure = next((bar for bar in bars.values() if bar is not None), None) if not open_ones else None
-        failure = failure or _too_many(claim, want, open_ones)
+        asked = {pool.uid: pool for pool in open_ones if not _answered(claim, who, pool, seen)}
+        if failure is None and not asked:
+            failure = _too_many(claim, want, open_ones)
         if failure is not None:
             return Judgement(tuple(lacking), failure)
         judged.append(replace(want, pools=open_ones))
-        known = seen.note(claim).verdicts
-        unanswered |= {pool.uid: pool for pool in open_ones if who.user and pool.uid not in known}
+        unanswered |= asked
     return Judgement(tuple(judged), unanswered=tuple(unanswered.values()))
 
 
@@ -118,7 +119,13 @@ def _bar(claim: VMClaim, who: Asker, pool: PoolFacts, seen: QueueSnapshot) -> Wh
             f"{who.user} may not claim from {_name(pool)}: an administrator can grant the verb claim on "
             f"vmpools/{pool.name} in namespace {pool.namespace}, then make the claim anew",
         )
-    return too_long(claim, (pool,))
+    # What a pool allows is for those to know who may claim from it.
+    return too_long(claim, (pool,)) if _answered(claim, who, pool, seen) else None
+
+
+def _answered(claim: VMClaim, who: Asker, pool: PoolFacts, seen: QueueSnapshot) -> bool:
+    """Whether the right to claim from this pool is known, or nobody in particular asks."""
+    return not who.user or pool.uid in seen.note(claim).verdicts
 
 
 def _too_many(claim: VMClaim, want: Want, pools: Sequence[PoolFacts]) -> Why | None:

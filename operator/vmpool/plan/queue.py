@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from vmpool.api import keys
-from vmpool.api.claim import VMClaimStatus
+from vmpool.api.claim import ClaimedVM, VMClaimStatus
 from vmpool.api.vm import MAX_OWNER
 from vmpool.plan.demand import by_alias
 from vmpool.plan.snapshot import VM, PoolFacts, VMClaim
@@ -87,6 +87,7 @@ class QueueSnapshot:
     """Everything that one round of the queue decides on."""
 
     claims: Sequence[VMClaim]
+    """All that are Pending; of the others those that there may be something to do for."""
     pools: Mapping[tuple[str, str], PoolFacts]
     """By namespace and name."""
     ready: Mapping[str, int]
@@ -147,7 +148,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class EndHeld:
-    """End the claims on VMs that carry this claim's uid, each on the very version that was decided on."""
+    """End the claims on VMs that carry this claim's uid, each on the very version that was decided on.
+
+    Of a claim that is being deleted only those whose kind is still served: a deleted kind takes every claim with it.
+    """
 
     claim: VMClaim
     vms: tuple[VM, ...]
@@ -171,11 +175,31 @@ class SetStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ProveGone:
+    """Ask the server for VMs that the claim's status names and nobody sees; write ``Gone`` for those it has not."""
+
+    claim: VMClaim
+    unseen: tuple[ClaimedVM, ...]
+    held: tuple[VM, ...]
+    """What the status was decided on."""
+    refused: Why | None
+    """Why a changed lifetime was not acted upon."""
+
+
+@dataclass(frozen=True, slots=True)
+class SayFound:
+    """Take back what VMs say of a claim that was missing: it is there."""
+
+    claim: VMClaim
+    vms: tuple[VM, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     """Delete the claim, by its uid and the very version that was decided on."""
 
     claim: VMClaim
 
 
-ClaimAction = Bind | Review | Check | EndHeld | Extend | SetStatus | Remove
+ClaimAction = Bind | Review | Check | EndHeld | Extend | SetStatus | ProveGone | SayFound | Remove
 """Everything that a plan for the queue can ask for; one at a time for each claim."""

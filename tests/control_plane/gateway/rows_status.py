@@ -179,6 +179,7 @@ AROUND = (
         CAUSE,
         difference="There is no dashboard yet: 404 with the reason.",
     ),
+    Row("dashboard-stats", "GET", "/dashboard/stats", 404, REFUSED),
     Row(
         "healthcheck",
         "GET",

@@ -187,6 +187,22 @@ async def test_too_many_logins_at_once(plane: ControlPlane, namespace: str, user
         await keeper.close()
 
 
+async def test_after_a_change_of_provider_no_token_stands_for_a_namesake(
+    plane: ControlPlane, namespace: str, users: dict[str, Any], directory: Directory
+) -> None:
+    async with keeping(plane, namespace, **ldap_settings(directory)) as keeper:
+        assert keeper.tokens is not None
+        token = await keeper.tokens.create(await keeper.login(basic("alice", "alice-secret")))
+        assert (await keeper.caller({TOKEN: token})).user == "vmpool:alice"
+    async with keeping(plane, namespace, **users) as keeper:
+        assert keeper.tokens is not None
+        await refused(keeper.caller({TOKEN: token}), 401)
+        assert keeper.valid(token) is None
+        alice = await keeper.login(basic("alice", PASSWORD))
+        assert alice.user == "vmpool:alice"
+        assert keeper.tokens.of(alice) == []
+
+
 # --- Kubernetes ----------------------------------------------------------------------------------
 
 

@@ -162,7 +162,7 @@ async def test_one_token_that_is_gone_keeps_no_other_from_being_noted(
             if entries.digest_of(key, token).startswith("a"):
                 same.append(token)
         for n, token in enumerate(same):
-            await put(plane, namespace, token, TokenFacts(f"id{n}", BOB, datetime.now(UTC)), key)
+            await put(plane, namespace, token, TokenFacts(f"id{n}", BOB, datetime.now(UTC), provider="none"), key)
         for token in same:
             book.used(await found(book, token))
         gone = entries.digest_of(key, same[1])
@@ -205,8 +205,8 @@ async def test_an_expired_token_is_refused_and_swept(plane: ControlPlane, kubect
         assert facts is not None
         assert facts.expires == facts.created + timedelta(days=1)
         key, now = key_of(kubectl, namespace), datetime.now(UTC)
-        old = TokenFacts("old", ALICE, now - timedelta(days=9), None, now - timedelta(days=8))
-        just = TokenFacts("just", ALICE, now - timedelta(days=1), None, now - timedelta(seconds=1))
+        old = TokenFacts("old", ALICE, now - timedelta(days=9), None, now - timedelta(days=8), "none")
+        just = TokenFacts("just", ALICE, now - timedelta(days=1), None, now - timedelta(seconds=1), "none")
         tokens = [entries.new_token(), entries.new_token()]
         for token, expired in zip(tokens, (old, just), strict=True):
             await put(plane, namespace, token, expired, key)

@@ -212,15 +212,22 @@ async def test_vms_that_have_ended_are_not_handed_out_again(scene: Scene, rest: 
     assert not await scene.held(pool)
 
 
-async def test_what_was_given_back_for_a_request_does_not_stand_in_its_way(scene: Scene, rest: Rest) -> None:
-    pool = await scene.pool("web", Stock(ready=2))
-    await sees(rest, {pool: 2})
-    (host,) = hosts(await rest.post(f"/vm/{pool}", headers=keyed("one")))
-    claim_id = claim_of(await scene.vm(short(host)))["id"]
-    ended = {"id": claim_id, "releasedAt": "2026-01-01T00:00:00.000000Z", "endReason": GIVEN_BACK}
-    (await scene.vms.merge(short(host), {"spec": {"claim": ended}})).ok()
-    (again,) = hosts(await rest.post(f"/vm/{pool}", headers=keyed("one")))
-    assert again != host
+async def test_a_part_is_kept_for_the_repetition(scene: Scene, rest: Rest) -> None:
+    web = await scene.pool("web", Stock(ready=2))
+    other = await scene.pool("other", Stock(ready=3))
+    await sees(rest, {web: 2, other: 3})
+    await take_all_but(scene, other, 1)
+    cause = (await rest.post("/vm", {web: 2, other: 2}, headers=keyed("one"))).refused(503)
+    part = {vm["metadata"]["name"] for vm in await scene.held(web)}
+    assert "what was got is kept for a request with the same Idempotency-Key" in cause
+    await scene.add(other, 2)
+
+    async def answered() -> set[str]:
+        answer = await rest.post("/vm", {web: 2, other: 2}, headers=keyed("one"))
+        return {short(host) for host in hosts(answer)} if answer.status == 200 else set()
+
+    assert part <= await until(answered, what="the whole is handed out")
+    assert not [vm for vm in await scene.of(web) + await scene.of(other) if "releasedAt" in vm["spec"].get("claim", {})]
 
 
 @pytest.mark.parametrize("key", ["", "k" * 129, "a\tb"])

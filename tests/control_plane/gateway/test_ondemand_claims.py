@@ -24,8 +24,8 @@ from tests.waiting import until
 from vmpool.api import keys
 from vmpool.dev.plane import ControlPlane
 from vmpool.engine.facts import claim_facts, pool_facts, vm_facts
-from vmpool.engine.world import VM_INDEXES
 from vmpool.gateway import notes, ondemand
+from vmpool.gateway.context import GATEWAY_VM_INDEXES
 from vmpool.kube.kinds import VMCLAIMS
 from vmpool.kube.mirror import Mirror, MirrorSettings
 from vmpool.settings import Settings
@@ -197,7 +197,7 @@ async def far(plane: ControlPlane, namespace: str, crds_installed: None, tmp_pat
     async with proxy_to(plane) as proxy, client_to(plane, proxy, folder=tmp_path) as client:
         model, _ = gateway_of()
         pools = Mirror(client, model.pools.selection, pool_facts, MirrorSettings())
-        vms = Mirror(client, model.vms.selection, vm_facts, MirrorSettings(), VM_INDEXES)
+        vms = Mirror(client, model.vms.selection, vm_facts, MirrorSettings(), GATEWAY_VM_INDEXES)
         claims = Mirror(client, model.claims.selection, claim_facts, MirrorSettings())
         settings = Settings(namespace=namespace)
         gateway = replace(model, client=client, settings=settings, pools=pools, vms=vms, claims=claims)
@@ -224,3 +224,20 @@ async def test_a_refusal_that_was_lost_is_one_still(far: Far, api: Api, namespac
     far.proxy.cut_next_reply()
     answer = await far.rest.post("/api/v3/ondemandvm", json={"web": 1, "request_id": "one"})
     assert answer.status == 409
+
+
+async def test_a_gateway_of_another_namespace_says_why_it_takes_no_requests(
+    make_gateway: MakeGateway, api: Api, namespace: str
+) -> None:
+    gateway = make_gateway(**OPEN, VMPOOL_NAMESPACE="default")
+    scene = Scene(api, namespace)
+    pool = await scene.pool("web", Stock(ready=1))
+    gateway.start()
+    await gateway.ready()
+    assert gateway.lines().count('"gateway_without_ondemand"') == 1
+    async with rest_client(gateway.url) as rest:
+        await sees(rest, {pool: 1})
+        answer = await rest.post("/ondemandvm", {pool: 1, "request_id": f"one-{namespace}"})
+        assert f"only {namespace} is served" in answer.refused(501)
+        (await rest.post(f"/vm/{pool}")).ok()
+    assert (await api.kind("vmclaims", "default").get(notes.claim_name(f"one-{namespace}"))).status == 404

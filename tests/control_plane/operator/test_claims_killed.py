@@ -144,4 +144,4 @@ async def test_a_vm_that_is_bound_for_a_filled_slot_is_given_back(
 
     await until(surplus, deadline=DEADLINE, what="the second VM for the slot is given back")
     assert (await claimant.status(name))["vms"] == status["vms"]
-    assert await stage.phase(vm["metadata"]["name"]) == "Claimed"
+    await stage.in_phase(vm["metadata"]["name"], "Claimed")

@@ -168,6 +168,40 @@ async def test_no_user_loses_a_vm_when_the_kind_goes(
     assert await stage.phase(vm) == "Claimed"
 
 
+async def test_a_kind_that_is_going_deletes_claims_and_no_user_loses_a_vm(
+    stage: Stage, whole: Operator, own_kubectl: Kubectl
+) -> None:
+    """A claim with somebody else's finalizer stays visible as being deleted, for as long as the kind waits for it."""
+    await stage.filled(1)
+    claimant = Claimant(stage)
+    name = await claimant.ask(lifetime="2h")
+    await claimant.comes_to(name, "Bound")
+    (vm,) = (one["name"] for one in (await claimant.status(name))["vms"])
+    await stage.in_phase(vm, "Claimed")
+    (await claimant.claims.merge(name, {"metadata": {"finalizers": ["example.com/keep"]}})).ok()
+    own_kubectl("delete", "crd", KIND, "--wait=false")
+
+    async def deleting() -> bool:
+        return "deletionTimestamp" in (await claimant.claims.get(name)).ok()["metadata"]
+
+    def doubted() -> bool:
+        keep_running(whole)
+        return sum('"claim_deletion_not_proven"' in line for line in whole.lines().splitlines()) >= 3
+
+    try:
+        await until(deleting, deadline=DEADLINE, what="the claim is being deleted with its kind")
+        await until(doubted, deadline=DEADLINE, what="the engine has found several times that this proves nothing")
+        found = await stage.vm(vm)
+        assert found["status"]["phase"] == "Claimed"
+        assert "releasedAt" not in found["spec"]["claim"]
+    finally:
+        (await claimant.claims.merge(name, {"metadata": {"finalizers": None}})).ok()
+        own_kubectl("wait", "--for=delete", "--timeout=60s", f"crd/{KIND}")
+        own_kubectl("apply", "--server-side", "-f", str(FILE))
+        own_kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(FILE))
+    await kept(stage, vm)
+
+
 async def test_namespaces_take_turns(stage: Stage, whole: Operator, own_kubectl: Kubectl) -> None:
     """Six claims of one namespace wait, then one of another is made: it is served first, or after one of them."""
     own_kubectl("apply", "-f", "-", input=CLAIMER)

@@ -62,7 +62,10 @@ class Vms:
             return None if vm is None else Entry(vm.uid, (vm.namespace, vm.name), 1, vm, "", ())
 
         kind = "added" if old is None else "deleted" if new is None else "modified"
-        self._tell(Change(kind, entry(old), entry(new)))
+        self.change(Change(kind, entry(old), entry(new)))
+
+    def change(self, change: Change[VM]) -> None:
+        self._tell(change)
 
 
 def test_the_index_knows_who_has_what_until_the_object_goes() -> None:
@@ -94,3 +97,16 @@ def test_a_checkout_over_rest_is_no_claims() -> None:
     vms.tell(None, a_vm("one", a_pool(), replace(hold(a_claim()), ref=None)))
     assert list(index.refs()) == []
     assert index.served == {}
+
+
+def test_a_vm_that_goes_while_it_cannot_be_read_is_dropped() -> None:
+    vms = Vms()
+    index = HeldIndex(vms)  # type: ignore[arg-type]
+    claim = a_claim()
+    vm = a_vm("one", a_pool(), hold(claim))
+    vms.tell(None, vm)
+    strange: Entry[VM] = Entry(vm.uid, (vm.namespace, vm.name), 2, None, "a word of a newer release", ())
+    vms.change(Change("modified", None, strange))
+    assert index.of(claim.uid) == (vm,), "that it cannot be read proves nothing"
+    vms.change(Change("deleted", strange, None))
+    assert (index.of(claim.uid), list(index.refs())) == ((), [])

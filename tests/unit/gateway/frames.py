@@ -11,10 +11,9 @@ from kubernetes.aio.client import Configuration
 from vmpool.engine.facts import claim_facts, pool_facts, vm_facts
 from vmpool.engine.ready import ReadyIndex
 from vmpool.engine.reviews import AccessReviews
-from vmpool.engine.world import VM_INDEXES
 from vmpool.gateway.app import build_app, runner_options
 from vmpool.gateway.auth.caller import ANONYMOUS, Caller, Identity
-from vmpool.gateway.context import Gateway, TokenBook, TokenFacts
+from vmpool.gateway.context import GATEWAY_VM_INDEXES, Gateway, TokenBook, TokenFacts
 from vmpool.gateway.routes import Route
 from vmpool.kube.client import Client, ClientSettings
 from vmpool.kube.kinds import POOLEDVMS, VMCLAIMS, VMPOOLS
@@ -49,6 +48,11 @@ class Keeper:
         self.configured = configured
         self.tokens: TokenBook | None = Tokens(tokens)
         self.why_not = ""
+        self.gone = False
+        """Whether the provider knows its users no longer."""
+
+    def valid(self, token: str) -> TokenFacts | None:
+        return self.tokens.find(token) if self.tokens is not None and not self.gone else None
 
     async def caller(self, headers: Mapping[str, str]) -> Caller:
         return ANONYMOUS
@@ -77,7 +81,7 @@ def gateway_of(
     configuration.host = "http://127.0.0.1:9"
     client = Client(configuration, ClientSettings())
     pools = Mirror(client, Selection(VMPOOLS), pool_facts, MirrorSettings())
-    vms = Mirror(client, Selection(POOLEDVMS), vm_facts, MirrorSettings(), VM_INDEXES)
+    vms = Mirror(client, Selection(POOLEDVMS), vm_facts, MirrorSettings(), GATEWAY_VM_INDEXES)
     keeper = Keeper(tokens or {}, configured)
     made = Gateway(
         client=client,

@@ -269,14 +269,16 @@ async def test_a_release_is_tried_until_it_is_done(gateway: Gateway, far: FarSid
 async def test_vms_that_waiting_claims_lack_are_left_to_them(gateway: Gateway, far: FarSide) -> None:
     stock(gateway, web=2)
     wish = {"metadata": {"name": "wish", "namespace": "ci"}, "spec": {"requests": [{"pool": "web", "count": 1}]}}
-    raw = put_claim(gateway, wish, {"phase": "Pending", "position": "1"})
+    put_claim(gateway, wish, {"phase": "Pending", "position": "1"})
     assert (await ask(gateway, "/web"))[0] == 200
     status, body = await ask(gateway, "/web")
     assert (status, body["error"]) == (503, "web has VMs ready only for VMClaims that wait there.")
     put_claim(gateway, wish, {"phase": "Failed"})
-    # Refused by the latest count, not by one that is a moment old.
-    assert raw["metadata"]["uid"] == "wish"
-    assert (await ask(gateway, "/web"))[0] == 200
+
+    async def served_again() -> bool:
+        return (await ask(gateway, "/web"))[0] == 200
+
+    await until(served_again, what="the claim that has ended is no longer counted")
 
 
 async def test_a_claim_that_the_engine_has_not_judged_holds_up_nobody(gateway: Gateway, far: FarSide) -> None:

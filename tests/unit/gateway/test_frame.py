@@ -226,8 +226,9 @@ async def test_a_client_above_its_limit_is_told_when_to_come_back() -> None:
 
 
 async def test_the_limit_is_the_tokens_only_if_the_token_is_one() -> None:
-    facts = TokenFacts("id-1", rest_identity("ada"), datetime.now(UTC))
-    gateway, _ = gateway_of({"good": facts}, rate_limits=True, rate_per_address=1, rate_per_token=3)
+    tokens = {name: TokenFacts(name, rest_identity("ada"), datetime.now(UTC)) for name in ("good", "second")}
+    tokens["fresh"] = TokenFacts("fresh", rest_identity("eve"), datetime.now(UTC))
+    gateway, keeper = gateway_of(tokens, rate_limits=True, rate_per_address=1, rate_per_token=3)
     async with served(route(fine), gateway=gateway) as client:
 
         async def statuses(token: str, count: int) -> list[int]:
@@ -236,7 +237,11 @@ async def test_the_limit_is_the_tokens_only_if_the_token_is_one() -> None:
 
         assert await statuses("made-up", 2) == [200, 429]
         assert await statuses("other", 1) == [429], "the same address"
-        assert await statuses("good", 4) == [200, 200, 200, 429]
+        assert await statuses("good", 3) == [200, 200, 200]
+        assert await statuses("second", 1) == [429], "the same user"
+        assert await statuses("fresh", 1) == [200], "another user"
+        keeper.gone = True
+        assert await statuses("fresh", 1) == [429], "a user who is known no longer is anybody at that address"
 
 
 async def test_creations_have_a_limit_of_their_own() -> None:

@@ -1,5 +1,6 @@
 """Which pools a name means: its owner's choice, aliases, namesakes, and what a caller may claim from."""
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -10,10 +11,12 @@ from hypothesis import strategies as st
 
 from tests.unit.gateway.frames import Keeper, gateway_of
 from tests.unit.gateway.things import put_pool, stored
+from tests.waiting import until
 from vmpool.engine.facts import pool_facts
+from vmpool.gateway.answers import Refusal, unavailable
 from vmpool.gateway.auth.caller import ANONYMOUS, Caller
 from vmpool.gateway.context import Gateway
-from vmpool.gateway.names import meant
+from vmpool.gateway.names import REVIEWS_AT_ONCE, meant
 from vmpool.plan import names
 from vmpool.plan.names import candidates, hands_out, in_turn, qualified_name, shown_names, split
 from vmpool.plan.snapshot import PoolFacts
@@ -167,6 +170,45 @@ async def test_an_alias_is_every_pool_that_the_caller_may_claim_from(gateway: Ga
     put_pool(gateway, "any")
     assert await seen(gateway, "any", "ci/any", "ci/a", "ci/c") == ["ci/any", "ci/a", "ci/c"]
     assert await seen(gateway, "any", "ci/b") == ["ci/b"]
+
+
+class Slow(Keeper):
+    """Answers when so many have asked as may ask at once; of pools named ``broken`` nobody can say."""
+
+    asking = most = 0
+    together = 1
+
+    async def may_claim(self, caller: Caller, pool: PoolFacts) -> bool:
+        self.asking += 1
+        self.most = max(self.most, self.asking)
+        # All who may ask have asked by then.
+        await asyncio.sleep(0)
+        await until(lambda: self.most >= self.together)
+        self.asking -= 1
+        if pool.name == "broken":
+            raise unavailable("nobody can say", 1)
+        return pool.name != "denied"
+
+
+async def test_the_api_server_is_asked_about_several_pools_at_once(gateway: Gateway) -> None:
+    for number in range(2 * REVIEWS_AT_ONCE + 1):
+        put_pool(gateway, f"p{number:02}", aliases=["any"])
+    keeper = Slow({}, False)
+    keeper.together = REVIEWS_AT_ONCE
+    gateway.gatekeeper = keeper
+    found = await meant(gateway, ANONYMOUS, "any")
+    assert uids(found) == [f"ci/p{number:02}" for number in range(2 * REVIEWS_AT_ONCE + 1)]
+    assert keeper.most == REVIEWS_AT_ONCE
+
+
+async def test_what_nobody_can_say_counts_only_where_it_is_needed(gateway: Gateway) -> None:
+    gateway.gatekeeper = Slow({}, False)
+    for year, name in enumerate(("denied", "good", "broken")):
+        put_pool(gateway, name, created=f"202{year}-01-01T00:00:00Z", restName="web", aliases=[f"any-{name}", "any"])
+    assert uids(await meant(gateway, ANONYMOUS, "web")) == ["ci/good"]
+    for name in ("any", "any-broken"):
+        with pytest.raises(Refusal):
+            await meant(gateway, ANONYMOUS, name)
 
 
 async def test_the_directory_follows_the_pools(gateway: Gateway) -> None:

@@ -21,6 +21,7 @@ from vmpool.gateway.context import Gateway
 from vmpool.gateway.notes import Note
 from vmpool.gateway.ondemand import claim_body, spread
 from vmpool.plan.snapshot import PoolFacts
+from vmpool.settings import Settings
 
 NOTE = Note("one", (("web", 2), ("db", 1)), "call-1")
 O = "/api/v3/ondemandvm"  # noqa: E741
@@ -98,9 +99,31 @@ def test_users_of_kubernetes_are_stamped_and_others_stay() -> None:
     assert stamped(rest_identity("alice", ("dev",))) == rest_identity("alice", ("dev",))
     kubernetes = Identity("alice", "alice", ("dev", "x" * 250, "system:authenticated"))
     assert stamped(kubernetes) == Identity(
-        "alice", "vmpool:alice", (keys.REST_GROUP, "vmpool:dev", "vmpool:system:authenticated")
+        "alice",
+        "vmpool:kubernetes:alice",
+        (keys.REST_GROUP, "vmpool:kubernetes:dev", "vmpool:kubernetes:system:authenticated"),
     )
     assert len(stamped(Identity("bob", "bob", tuple(map(str, range(100))))).groups) == 64
+
+
+def test_a_user_of_kubernetes_is_never_taken_for_one_of_another_provider() -> None:
+    ours = rest_identity("alice", ("dev",))
+    theirs = stamped(Identity("alice", "alice", ("dev",)))
+    assert theirs.user != ours.user
+    assert set(theirs.groups) & set(ours.groups) == {keys.REST_GROUP}
+
+
+async def test_a_namespace_that_nobody_looks_at_has_no_requests(gateway: Gateway) -> None:
+    gateway.settings = Settings(namespace="home", watch_namespace="ci")
+    made = [await ask(gateway, {"web": "1"}), await told(gateway, "web+web", "POST")]
+    made += [await told(gateway), await told(gateway, "one", "DELETE")]
+    for status, body in made:
+        assert (status, body["ok"]) == (501, False)
+        assert "namespace home" in body["error"]
+        assert "only ci is served" in body["error"]
+    for namespace in ("", "home"):
+        gateway.settings = Settings(namespace="home", watch_namespace=namespace)
+        assert (await told(gateway))[0] == 404
 
 
 COUNTS = st.dictionaries(st.sampled_from("abcdefghij"), st.integers(1, 10), min_size=1, max_size=MAX_REQUESTS)

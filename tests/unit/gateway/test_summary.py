@@ -75,6 +75,22 @@ def test_each_counts_once_however_often_it_is_told() -> None:
     assert numbers(seen, Task.CLONE)[0] == numbers(seen, Task.BOOT)[0] == 1
 
 
+def test_names_of_tags_take_no_more_room_than_their_values() -> None:
+    seen = Seen()
+    for number in range(TAG_VALUES + 200):
+        seen.tagged(f"vm-{number}", **{f"tag-{number}": "x"})
+    tags = seen.history.day(TODAY).tags
+    assert len(tags) == TAG_VALUES + 1
+    assert tags[OTHER] == {OTHER: 200}
+    seen.tagged(f"vm-{TAG_VALUES}", **{"tag-0": "y"})
+    assert tags[OTHER] == {OTHER: 199}, "it had been counted there"
+    assert tags["tag-0"] == {"x": 1, OTHER: 1}
+    for number in range(TAG_VALUES + 200):
+        seen.tagged(f"vm-{number}")
+    assert tags == {}
+    assert seen.history.day(TODAY).values == 0
+
+
 def test_a_machine_that_was_up_when_it_was_made_has_booted() -> None:
     seen = Seen()
     seen.vm("a", phase="Ready", status={"steps": [step("create", NOW, NOW + timedelta(seconds=3))]})
@@ -160,11 +176,14 @@ def test_tags_are_those_that_a_gateway_started_now_would_count(changes: list[tup
         for name, tags in changes:
             seen.tagged(name, **tags)
             now[name] = tags
-        values = {tag: found.total() for tag, found in seen.history.day(TODAY).tags.items()}
         fresh = Seen()
         for name, tags in now.items():
             fresh.tagged(name, **tags)
-        assert values == {tag: found.total() for tag, found in fresh.history.day(TODAY).tags.items()}
+        # Which tags have names of their own depends on the order when room ends; how many are counted does not.
+        kept, counted = seen.history.day(TODAY), fresh.history.day(TODAY)
+        assert sum(found.total() for found in kept.tags.values()) == sum(map(len, now.values()))
+        assert sum(found.total() for found in counted.tags.values()) == sum(map(len, now.values()))
+        assert kept.values == sum(map(len, kept.tags.values()))
         # Two tags with three values each: all of them can be told apart.
         if bound >= 6:
             assert seen.history.day(TODAY).tags == fresh.history.day(TODAY).tags

@@ -112,9 +112,12 @@ def test_only_what_the_head_lacks_is_kept_for_it() -> None:
 
 
 def test_those_behind_the_head_that_cannot_be_begun_keep_nothing_idle() -> None:
-    head = a_claim("head", requests=[{"pool": "web"}, {"pool": "big"}], created_at=ago(seconds=9))
-    second, single = a_claim("second", 3, created_at=ago(seconds=8)), a_claim("single")
-    plan = plan_claims(seen([head, second, single], [a_pool(), a_pool("big")], {"web": 3}), NOW)
+    both = {"requests": [{"pool": "web"}, {"pool": "big"}]}
+    head, second = (
+        a_claim("head", created_at=ago(seconds=9), **both),
+        a_claim("second", created_at=ago(seconds=8), **both),
+    )
+    plan = plan_claims(seen([head, second, a_claim("single")], [a_pool(), a_pool("big")], {"web": 2}), NOW)
     assert binds(plan) == ["single"]
 
 
@@ -289,19 +292,20 @@ def test_a_try_that_came_to_nothing_rests_and_says_so() -> None:
     assert binds(plan_claims(world, soon(seconds=3))) == ["c"]
 
 
-def test_the_deadline_gives_back_what_is_held_and_then_fails() -> None:
+def test_at_the_deadline_it_is_given_up_by_its_status_and_then_gives_back_what_it_holds() -> None:
+    """In that order: the status write is refused when another leader has made the claim Bound, with these very VMs."""
     claim, pool = a_claim("c", 2, **SHORT), a_pool()
     vm = a_vm("one", pool, hold(claim))
     world = seen([claim], [pool], held={claim.uid: (vm,)})
     assert plan_claims(world, NOW).wake_at == soon(seconds=10)
-    (end,) = plan_claims(world, soon(seconds=10)).actions
-    assert isinstance(end, EndHeld)
-    assert end.reason == "DeadlineExceeded"
-    assert vm.claim is not None
-    given_back = replace(vm, claim=replace(vm.claim, released_at=NOW, end_reason="DeadlineExceeded"))
-    (write,) = plan_claims(replace(world, held={claim.uid: (given_back,)}), soon(seconds=10)).actions
+    (write,) = plan_claims(world, soon(seconds=10)).actions
     assert isinstance(write, SetStatus)
+    assert write.claim.resource_version == claim.resource_version
     assert (write.status.phase, write.status.reason) == ("Failed", "DeadlineExceeded")
+    failed = replace(claim, status=write.status)
+    (end,) = plan_claims(replace(world, claims=(failed,)), soon(seconds=10)).actions
+    assert isinstance(end, EndHeld)
+    assert (end.vms, end.reason) == ((vm,), "DeadlineExceeded")
 
 
 def test_a_changed_lifetime_moves_the_end_from_when_the_vm_was_handed_out() -> None:
@@ -354,12 +358,12 @@ def test_a_pool_that_was_made_anew_says_nothing_about_the_lifetime_of_old_vms() 
 
 
 @pytest.mark.parametrize("phase", ["Failed", "Released", "Expired"])
-def test_a_finished_claim_gives_back_what_still_carries_its_uid_before_it_goes(phase: str) -> None:
+def test_a_finished_claim_gives_back_what_it_was_never_given_before_it_goes(phase: str) -> None:
     claim, vm = bound(a_claim(ttlAfterFinished="0s"), a_pool())
-    over = replace(claim, status=claim.status.model_copy(update={"phase": phase, "finished_at": NOW}))
-    (end,) = plan_claims(seen([over], [a_pool()], held={claim.uid: (vm,)}), NOW).actions
+    over = claim.status.model_copy(update={"phase": phase, "reason": phase, "finished_at": NOW, "vms": ()})
+    (end,) = plan_claims(seen([replace(claim, status=over)], [a_pool()], held={claim.uid: (vm,)}), NOW).actions
     assert isinstance(end, EndHeld)
-    assert end.reason == "Surplus"
+    assert (end.vms, end.reason) == ((vm,), "Surplus")
 
 
 def test_a_lifetime_above_the_maximum_changes_nothing_but_the_condition() -> None:
@@ -385,18 +389,17 @@ def test_a_lifetime_above_the_maximum_changes_nothing_but_the_condition() -> Non
         ("Expired", ClaimPhase.EXPIRED),
         ("MachineGone", ClaimPhase.FAILED),
         ("Forced", ClaimPhase.FAILED),
-        (None, ClaimPhase.FAILED),
     ],
 )
-def test_how_a_claim_ends(reason: str | None, phase: ClaimPhase) -> None:
+def test_how_a_claim_ends(reason: str, phase: ClaimPhase) -> None:
     pool = a_pool()
     claim, vm = bound(a_claim(), pool)
-    ended = replace(vm, claim=hold(claim, released_at=NOW, end_reason=reason or ""))
-    held = {claim.uid: (ended,) if reason else ()}
+    ended = replace(vm, claim=hold(claim, released_at=NOW, end_reason=reason))
+    held = {claim.uid: (ended,)}
     (write,) = plan_claims(seen([claim], [pool], held=held), NOW).actions
     assert isinstance(write, SetStatus)
     assert (write.status.phase, write.status.finished_at, write.status.expires_at) == (phase, NOW, None)
-    assert [one.end_reason for one in write.status.vms] == [reason or "Gone"]
+    assert [one.end_reason for one in write.status.vms] == [reason]
     over = replace(claim, status=write.status)
     world = seen([over], [pool], held=held)
     assert (plan_claims(world, NOW).actions, plan_claims(world, NOW).wake_at) == ((), soon(hours=1))
@@ -406,7 +409,8 @@ def test_how_a_claim_ends(reason: str | None, phase: ClaimPhase) -> None:
 def test_a_claim_that_is_being_deleted_gets_nothing_and_gives_back() -> None:
     pool = a_pool()
     going = a_claim(deleting=True)
-    assert plan_claims(seen([going], [pool], {"web": 3}), NOW) == plan_claims(seen([], [pool], {"web": 3}), NOW)
+    plan = plan_claims(seen([going], [pool], {"web": 3}), NOW)
+    assert replace(plan, settled={}) == plan_claims(seen([], [pool], {"web": 3}), NOW)
     vm = a_vm("one", pool, hold(going))
     (end,) = plan_claims(seen([going], [pool], held={going.uid: (vm,)}), NOW).actions
     assert isinstance(end, EndHeld)

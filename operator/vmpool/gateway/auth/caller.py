@@ -39,6 +39,10 @@ class Caller:
         return self.identity.groups
 
 
+KUBERNETES = f"{keys.REST_USER_PREFIX}kubernetes:"
+"""Before the names of users and groups of Kubernetes in VMClaims: no login of another provider holds a colon."""
+
+
 def rest_identity(login: str, groups: tuple[str, ...] = ()) -> Identity:
     """Return the identity of a user whom not Kubernetes but one of our own providers knows."""
     prefixed = tuple(f"{keys.REST_USER_PREFIX}{group}" for group in groups)
@@ -53,10 +57,10 @@ def stamped(identity: Identity) -> Identity:
     """Return the identity in whose name the gateway makes VMClaims for a user.
 
     Only names that begin with ``vmpool:`` may be written for somebody else (admission policy ``vmpool-claims``), so a
-    user of Kubernetes stands there as ``vmpool:<user>``, with as many groups as a VMClaim can hold.
+    user of Kubernetes stands there as ``vmpool:kubernetes:<user>``, with as many groups as a VMClaim can hold.
     """
     if identity.user.startswith(keys.REST_USER_PREFIX):
         return identity
-    made = rest_identity(identity.user, identity.groups)
-    groups = tuple(group for group in made.groups if len(group) <= MAX_GROUP_NAME)
-    return Identity(identity.login, made.user, groups[:MAX_GROUPS])
+    prefixed = (f"{KUBERNETES}{group}" for group in identity.groups)
+    groups = (keys.REST_GROUP, *(group for group in prefixed if len(group) <= MAX_GROUP_NAME))
+    return Identity(identity.login, f"{KUBERNETES}{identity.user}", groups[:MAX_GROUPS])

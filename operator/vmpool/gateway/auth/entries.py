@@ -114,6 +114,7 @@ def encode(facts: TokenFacts) -> str:
             "created": facts.created,
             "expires": facts.expires,
             "lastUsed": facts.last_used,
+            "provider": facts.provider,
         },
         option=orjson.OPT_OMIT_MICROSECONDS | orjson.OPT_UTC_Z,
     )
@@ -133,10 +134,12 @@ def decode(raw: str) -> TokenFacts:
         texts = [content["id"], content["login"], content["user"], *groups]
         if not all(isinstance(text, str) and text for text in texts):
             raise ValueError("id, login, user and groups must be texts")
+        provider = content.get("provider") or ""
+        if not isinstance(provider, str):
+            raise ValueError("provider must be a text")
         identity = Identity(content["login"], content["user"], tuple(groups))
-        return TokenFacts(
-            content["id"], identity, created, _moment(content.get("lastUsed")), _moment(content.get("expires"))
-        )
+        last_used, expires = (_moment(content.get(name)) for name in ("lastUsed", "expires"))
+        return TokenFacts(content["id"], identity, created, last_used, expires, provider)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not what a token is kept as: {type(error).__name__} {error}") from None
 

@@ -6,6 +6,7 @@ user and password. What a client is told is the same for every way to be wrong.
 
 import asyncio
 from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -13,12 +14,13 @@ from vmpool.engine.reviews import AccessReviews
 from vmpool.gateway.answers import not_found, unauthorized, unavailable
 from vmpool.gateway.auth.base import AuthFailed, AuthProvider
 from vmpool.gateway.auth.basic import basic, bearer
-from vmpool.gateway.auth.caller import ANONYMOUS, Caller, Identity
+from vmpool.gateway.auth.caller import ANONYMOUS, KUBERNETES, Caller, Identity
 from vmpool.gateway.auth.kubernetes import KubernetesUsers
 from vmpool.gateway.auth.ldap import LdapSettings, LdapUsers
 from vmpool.gateway.auth.none import NoUsers
 from vmpool.gateway.auth.static import StaticUsers
 from vmpool.gateway.auth.tokens import Tokens, expired
+from vmpool.gateway.context import TokenFacts
 from vmpool.kube.client import Client
 from vmpool.kube.errors import KubeError
 from vmpool.plan.snapshot import PoolFacts
@@ -66,6 +68,14 @@ class AuthGatekeeper:
         """Give back what the provider holds."""
         await self._provider.close()
 
+    def valid(self, token: str) -> TokenFacts | None:
+        """Return the token of ours that this text is, with its user as the provider knows it now, asking nobody.
+
+        None when it is none, has expired, or its user is known no longer.
+        """
+        found = self.tokens.find(token) if self.tokens is not None else None
+        return self._of_now(found) if found is not None else None
+
     async def caller(self, headers: Mapping[str, str]) -> Caller:
         """Return who asks, by token. Raises ``Refusal`` 401, or 503 when that cannot be known now."""
         if self.tokens is None:
@@ -78,13 +88,13 @@ class AuthGatekeeper:
             if expired(found, datetime.now(UTC)):
                 self._count("token", "expired")
                 raise unauthorized()
-            identity = self._provider.current(found.identity)
-            if identity is None:
+            now = self._of_now(found)
+            if now is None:
                 self._count("token", "wrong")
                 raise unauthorized()
             self.tokens.used(found)
             self._count("token", "ok")
-            return Caller(identity, found.id)
+            return Caller(now.identity, now.id)
         identity = await self._asked("bearer", self._provider.bearer(token))
         if identity is not None:
             self._count("bearer", "ok")
@@ -112,6 +122,9 @@ class AuthGatekeeper:
             identity = await self._asked("password", self._provider.login(*pair))
         finally:
             self._logins -= 1
+        if identity is not None and identity.user.startswith(KUBERNETES):
+            # A directory may read other characters as a colon: none of its users is one of Kubernetes.
+            identity = None
         self._count("password", "ok" if identity is not None else "wrong")
         if identity is None:
             raise unauthorized()
@@ -135,6 +148,10 @@ class AuthGatekeeper:
             ) from error
         self._metrics.reviews.labels("allowed" if allowed else "denied").inc()
         return allowed
+
+    def _of_now(self, token: TokenFacts) -> TokenFacts | None:
+        identity = self._provider.current(token.identity)
+        return replace(token, identity=identity) if identity is not None else None
 
     def _bearer(self, headers: Mapping[str, str]) -> str:
         return bearer(headers.get("Authorization", "")) if self._own.auth == "kubernetes" else ""

@@ -52,6 +52,7 @@ class LdapSettings:
     bind_password_file: str
     ca_file: str
     timeout_seconds: float
+    turn_seconds: float = 10.0
 
     @classmethod
     def of(cls, own: GatewaySettings) -> "LdapSettings":
@@ -79,6 +80,7 @@ class LdapSettings:
             bind_password_file=own.ldap_bind_password_file,
             ca_file=_authorities(own.ldap_ca_file),
             timeout_seconds=own.ldap_timeout_seconds,
+            turn_seconds=own.ldap_turn_seconds,
         )
         if settings.bind_dn:
             try:
@@ -115,8 +117,11 @@ class LdapUsers:
         # No password is no proof: directories let such a bind succeed as nobody (RFC 4513, 5.1.2).
         if name is None or not 0 < len(password) <= MAX_PASSWORD or _has_controls(password):
             return None
-        async with self._slots:
+        await self._turn()
+        try:
             right = await self._ask(name, password)
+        finally:
+            self._slots.release()
         return rest_identity(name) if right else None
 
     async def bearer(self, token: str) -> Identity | None:  # noqa: ARG002 - the protocol's argument
@@ -129,6 +134,14 @@ class LdapUsers:
 
     async def close(self) -> None:
         """Hold nothing, so give back nothing."""
+
+    async def _turn(self) -> None:
+        seconds = self._settings.turn_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise AuthFailed(f"other logins kept the directory busy for ldap_turn_seconds ({seconds:g} s)") from None
 
     async def _ask(self, login: str, password: str) -> bool:
         settings = self._settings

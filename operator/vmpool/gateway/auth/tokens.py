@@ -76,13 +76,16 @@ class Tokens:
     # --- reading ---------------------------------------------------------------------------------
 
     def look(self, token: str) -> TokenFacts | None:
-        """Return the token that this text is, expired or not."""
+        """Return the token that this text is, expired or not.
+
+        One that another provider vouched for is none: its user may be somebody else here, of the same name.
+        """
         if not entries.looks_like_token(token):
             return None
         held = self._keys()
         for key in (held.current, held.previous):
             found = self._known.get(entries.digest_of(key, token)) if key else None
-            if found is not None:
+            if found is not None and self._ours(found.facts):
                 return found.facts
         return None
 
@@ -94,8 +97,9 @@ class Tokens:
     def of(self, identity: Identity) -> list[TokenFacts]:
         """Return a user's tokens that have not expired, oldest first."""
         now = datetime.now(UTC)
-        own = (entry.facts for entry in self._by_user.get(identity.user, {}).values())
-        return sorted((facts for facts in own if not expired(facts, now)), key=lambda facts: (facts.created, facts.id))
+        every = (entry.facts for entry in self._by_user.get(identity.user, {}).values())
+        own = (facts for facts in every if self._ours(facts) and not expired(facts, now))
+        return sorted(own, key=lambda facts: (facts.created, facts.id))
 
     def healthy(self) -> str:
         """Return why what is known here should not be trusted now; empty when all is well."""
@@ -134,7 +138,8 @@ class Tokens:
         key = await self._current_key()
         now = datetime.now(UTC).replace(microsecond=0)
         expires = now + timedelta(days=self._own.token_days) if self._own.token_days else None
-        raw = entries.encode(TokenFacts(secrets.token_hex(entries.ID_BYTES), identity, now, None, expires))
+        id_ = secrets.token_hex(entries.ID_BYTES)
+        raw = entries.encode(TokenFacts(id_, identity, now, None, expires, self._own.auth))
         if len(raw) > entries.MAX_ENTRY:
             raise forbidden(f"you are in too many groups ({len(identity.groups)}) for a token")
         token = entries.new_token()
@@ -220,6 +225,9 @@ class Tokens:
                 continue
             if removed:
                 log.info("tokens_swept", removed=removed)
+
+    def _ours(self, facts: TokenFacts) -> bool:
+        return facts.provider == self._own.auth
 
     def _learn(self, change: Change[Shelf]) -> None:
         old = change.old.fact if change.old is not None else None
