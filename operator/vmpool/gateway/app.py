@@ -55,8 +55,8 @@ def build_app(gateway: Gateway, tables: Sequence[Sequence[Route]]) -> web.Applic
     app[FRAME] = frame
     for route, admit in served:
         _add(app, route, frame.endpoint(route, admit))
-    # Last, and for every method: VMPooler answers a wrong method like a wrong path.
-    app.router.add_route("*", "/{path:.*}", frame.endpoint(health.UNKNOWN_ROUTE, frame.limit))
+    # Last, and for every method: VMPooler answers a wrong method like a wrong path. A dot would not match a line's end.
+    app.router.add_route("*", r"/{path:[\s\S]*}", frame.endpoint(health.UNKNOWN_ROUTE, frame.limit))
     return app
 
 
