@@ -111,8 +111,13 @@ async def test_another_secret_takes_the_finalizer_over(stage: Stage) -> None:
     await stage.put_secret(second, apiKey=stage.tenant.key)
     (await stage.providers.merge(stage.provider, {"spec": {"secretRef": {"name": second}}})).ok()
     await unheld(stage)
-    found = (await stage.secrets.get(second)).ok()
-    assert found["metadata"]["finalizers"] == [keys.FINALIZER_IN_USE]
+
+    async def held() -> bool:
+        # The one is let go, then the status names the other, then that is held: three writes.
+        found = (await stage.secrets.get(second)).ok()
+        return found["metadata"].get("finalizers") == [keys.FINALIZER_IN_USE]
+
+    await until(held, deadline=DEADLINE, what="the other Secret is held")
     (await stage.secrets.delete(stage.provider)).ok()
     await stage.change(replicas=2)
     await stage.full(2)
