@@ -11,40 +11,22 @@ def _ours(kind: Kind) -> Resource:
     return Resource(group=keys.GROUP, version=keys.VERSION, plural=kind.plural, kind=kind.name)
 
 
+def _cluster_wide(group: str, plural: str, kind: str) -> Resource:
+    return Resource(group=group, version="v1", plural=plural, kind=kind, namespaced=False)
+
+
 VMPOOLS: Final = _ours(POOL)
 POOLEDVMS: Final = _ours(VM)
 VMPROVIDERS: Final = _ours(PROVIDER)
 VMCLAIMS: Final = _ours(CLAIM)
-CRDS: Final = Resource(
-    group="apiextensions.k8s.io",
-    version="v1",
-    plural="customresourcedefinitions",
-    kind="CustomResourceDefinition",
-    namespaced=False,
+CRDS: Final = _cluster_wide("apiextensions.k8s.io", "customresourcedefinitions", "CustomResourceDefinition")
+ADMISSION_POLICIES: Final = _cluster_wide(
+    "admissionregistration.k8s.io", "validatingadmissionpolicies", "ValidatingAdmissionPolicy"
 )
-ADMISSION_POLICIES: Final = Resource(
-    group="admissionregistration.k8s.io",
-    version="v1",
-    plural="validatingadmissionpolicies",
-    kind="ValidatingAdmissionPolicy",
-    namespaced=False,
+ADMISSION_POLICY_BINDINGS: Final = _cluster_wide(
+    "admissionregistration.k8s.io", "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding"
 )
-ADMISSION_POLICY_BINDINGS: Final = Resource(
-    group="admissionregistration.k8s.io",
-    version="v1",
-    plural="validatingadmissionpolicybindings",
-    kind="ValidatingAdmissionPolicyBinding",
-    namespaced=False,
-)
-ACCESS_REVIEWS: Final = Resource(
-    group="authorization.k8s.io",
-    version="v1",
-    plural="subjectaccessreviews",
-    kind="SubjectAccessReview",
-    namespaced=False,
-)
-TOKEN_REVIEWS: Final = Resource(
-    group="authentication.k8s.io", version="v1", plural="tokenreviews", kind="TokenReview", namespaced=False
-)
+ACCESS_REVIEWS: Final = _cluster_wide("authorization.k8s.io", "subjectaccessreviews", "SubjectAccessReview")
+TOKEN_REVIEWS: Final = _cluster_wide("authentication.k8s.io", "tokenreviews", "TokenReview")
 SECRETS: Final = Resource(group="", version="v1", plural="secrets", kind="Secret")
 CONFIGMAPS: Final = Resource(group="", version="v1", plural="configmaps", kind="ConfigMap")
