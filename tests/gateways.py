@@ -4,44 +4,31 @@ import os
 import secrets
 import signal
 import ssl
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import pytest
 
+from tests.programs import STOP_SECONDS, Program
 from tests.waiting import until
 from vmpool.dev.plane import ControlPlane
 
 QUICK = {"VMPOOL_GATEWAY_PORT": "0", "VMPOOL_GATEWAY_STOP_SECONDS": "5"}
 """Settings that every one of these has."""
-STOP_SECONDS = 20
 
 
-class Gateway:
+class Gateway(Program):
     """``vmpool gateway`` as a process of its own; its log is a file."""
 
-    base: ClassVar = QUICK
+    command = "gateway"
+    base = QUICK
 
     def __init__(self, kubeconfig: Path, folder: Path, **settings: str) -> None:
-        self.log = folder / f"gateway-{secrets.token_hex(3)}.log"
-        self._environment = {**os.environ, **self.base, "VMPOOL_KUBECONFIG": str(kubeconfig), **settings}
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(kubeconfig, folder / f"gateway-{secrets.token_hex(3)}.log", **settings)
         self._seen = 0
-
-    @property
-    def pid(self) -> int:
-        """Of the running process."""
-        assert self._process is not None, "not started"
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
 
     @property
     def url(self) -> str:
@@ -50,20 +37,8 @@ class Gateway:
 
     def start(self) -> None:
         """Start it; returns at once. ``listens`` and ``ready`` wait."""
-        assert not self.running, "it runs already"
         self._seen = len(self.lines())
-        with self.log.open("ab") as out:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "vmpool", "gateway"], env=self._environment, stdout=out, stderr=out
-            )
-
-    def kill(self) -> None:
-        """End it with SIGKILL, at once and without any clean-up."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> int:
-        """Ask it to stop and return its exit code."""
-        return self._end(signal.SIGTERM)
+        super().start()
 
     def ask_to_stop(self) -> None:
         """Ask it to stop, and do not wait."""
@@ -75,23 +50,6 @@ class Gateway:
         assert process is not None, "not started"
         await until(lambda: process.poll() is not None, deadline=deadline, what="the gateway has ended")
         return process.returncode
-
-    def _end(self, number: signal.Signals) -> int:
-        process, self._process = self._process, None
-        if process is None:
-            return 0
-        if process.poll() is None:
-            process.send_signal(number)
-        try:
-            return process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise AssertionError(f"the gateway did not end after {number.name}; log: {self.log}") from None
-
-    def lines(self) -> str:
-        """Everything it has logged so far, in all its lives."""
-        return self.log.read_text() if self.log.exists() else ""
 
     async def listens(self, deadline: float = 30.0) -> None:
         """Wait until it accepts requests, ready or not."""

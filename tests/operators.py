@@ -1,17 +1,13 @@
 """A real operator process for the tests: started, killed and started again at will, on one namespace of its own."""
 
-import os
-import signal
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
 from tests.planes import Kubectl
+from tests.programs import Program
 from tests.waiting import until
 from vmpool.dev.plane import ControlPlane
 
@@ -26,62 +22,16 @@ FAST = {
     "VMPOOL_STOP_GRACE_SECONDS": "3",
 }
 """Settings that make a test short; none of them changes what is decided."""
-STOP_SECONDS = 20
 
 
-class Operator:
+class Operator(Program):
     """``vmpool operator`` as a process of its own; its log is a file."""
 
-    base: ClassVar = FAST
-    """Settings that every one of these has; those that are given come on top."""
+    command = "operator"
+    base = FAST
 
     def __init__(self, kubeconfig: Path, folder: Path, **settings: str) -> None:
-        self.log = folder / "operator.log"
-        self._environment = {**os.environ, **self.base, "VMPOOL_KUBECONFIG": str(kubeconfig), **settings}
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        """Of the running process."""
-        assert self._process is not None, "not started"
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def start(self) -> None:
-        """Start it; returns at once."""
-        assert not self.running, "it runs already"
-        with self.log.open("ab") as out:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "vmpool", "operator"], env=self._environment, stdout=out, stderr=out
-            )
-
-    def kill(self) -> None:
-        """End it with SIGKILL, at once and without any clean-up."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> int:
-        """Ask it to stop and return its exit code."""
-        return self._end(signal.SIGTERM)
-
-    def _end(self, number: signal.Signals) -> int:
-        process, self._process = self._process, None
-        if process is None:
-            return 0
-        if process.poll() is None:
-            process.send_signal(number)
-        try:
-            return process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise AssertionError(f"the operator did not end after {number.name}; log: {self.log}") from None
-
-    def lines(self) -> str:
-        """Everything it has logged so far."""
-        return self.log.read_text() if self.log.exists() else ""
+        super().__init__(kubeconfig, folder / "operator.log", **settings)
 
     async def ready(self, deadline: float = 30.0) -> None:
         """Wait until it leads and its first lists are complete."""
