@@ -56,7 +56,7 @@ class Gate:
         if counts and self._strike():
             return web.Response(status=503)
         async with self._session.request(
-            request.method, f"{self._target}{request.raw_path}", data=body, headers=_passed(request.headers)
+            request.method, f"{self._target}{request.raw_path}", data=body or None, headers=_passed(request.headers)
         ) as answer:
             if counts:
                 content = await answer.read()

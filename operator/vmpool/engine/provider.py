@@ -11,11 +11,12 @@ from vmpool.engine.facts import ProviderObject
 from vmpool.engine.glances import Glances
 from vmpool.engine.lane import Lane, LaneClosed, Slots, Urgency
 from vmpool.engine.loop import Done, Loop
+from vmpool.engine.secrethold import SecretHold
 from vmpool.engine.stragglers import Stragglers
 from vmpool.engine.world import BY_PROVIDER, World
-from vmpool.kube.errors import Conflict, NotFound, Refused
+from vmpool.kube.errors import Conflict, Refused
 from vmpool.kube.events import ObjectRef
-from vmpool.kube.kinds import SECRETS, VMPROVIDERS
+from vmpool.kube.kinds import VMPROVIDERS
 from vmpool.plan.provider import (
     ProviderSnapshot,
     Verdict,
@@ -56,8 +57,7 @@ class ProviderLoop(Loop):
         self._opened_with = ""
         self._verified_generation = -1
         self._identity = ""
-        self._held_secret = obj.status.held_secret or ""
-        self._secret_held = False
+        self.secret = SecretHold(world, obj.uid, obj.namespace, obj.status.held_secret or "")
         self._listed_at: datetime | None = None
         self._list_wanted = False
         self._list_asked_at: datetime | None = None
@@ -83,7 +83,7 @@ class ProviderLoop(Loop):
         obj = self.world.provider(self.uid) or self.obj
         reachable = self.verdict.verified and self.lane.open and self._verified_generation == obj.generation
         taken = self.world.taken(self.key)
-        held = obj.held and (obj.spec.secret_ref is None or self._secret_held)
+        held = obj.held and (obj.spec.secret_ref is None or self.secret.kept)
         recorded = obj.status.identity == self._identity and bool(self._identity)
         reason, message = self.verdict.reason, self.verdict.message
         if reachable and not (held and recorded):
@@ -117,10 +117,15 @@ class ProviderLoop(Loop):
 
     async def round(self, now: datetime) -> datetime | None:
         """Verify, hold, list, tell; the pools hear what changed however the round ends."""
+        beaten = False
         try:
             return await self._round(now)
+        except Conflict:
+            # Somebody wrote at the same time, another provider on a shared Secret perhaps: the look is not over.
+            beaten = True
+            raise
         finally:
-            self._looked = True
+            self._looked = self._looked or not beaten
             self._tell()
 
     async def _round(self, now: datetime) -> datetime | None:
@@ -192,7 +197,7 @@ class ProviderLoop(Loop):
         """Open a session when config or credentials changed, and ask the far side who it is."""
         self._identified = False
         try:
-            secret, self._secret_held = await farside.read_secret(self.world.client, obj)
+            secret, self.secret.kept = await farside.read_secret(self.world.client, obj)
             fingerprint = farside.fingerprint(obj, secret)
             if fingerprint != self._opened_with or self._session is None:
                 await self._close_session()
@@ -302,7 +307,7 @@ class ProviderLoop(Loop):
             breaker=self.lane.breaker.at(self.world.now()),
             identity=self._identity,
             before=obj.status,
-            held_secret=self._held_secret,
+            held_secret=self.secret.name,
         )
 
     async def _settle(self, now: datetime) -> None:
@@ -317,42 +322,18 @@ class ProviderLoop(Loop):
             self._preparing = f"its Secret cannot be held: {error.message}"
             log.warning("secret_not_held", provider=str(self), error=str(error))
         await self._write(provider_status(self._snapshot(), now), now)
-        if hold != self.obj.held and (hold or not self._held_secret):
+        if hold != self.obj.held and (hold or not self.secret.name):
             await self._hold_self(hold=hold)
 
     async def _hold_secret(self, *, hold: bool) -> None:
         """Keep our finalizer on the Secret in use, and on no other."""
         ref = self.obj.spec.secret_ref
         wanted = ref.name if hold and ref is not None and self.verdict.verified else ""
-        if self._held_secret not in ("", wanted) and (wanted or not hold or ref is None):
-            await self._drop_secret()
-        if wanted and self._held_secret != wanted:
-            # Written into the status before the finalizer: after a kill we still know whose it is.
-            self._held_secret = wanted
-            # What was seen there before may be the finalizer of another provider, and gone by now.
-            self._secret_held = False
-            await self._write(provider_status(self._snapshot(), self.world.now()))
-        if wanted and not self._secret_held:
-            await self._patch_secret(wanted, keep=True)
-            self._secret_held = True
+        drop = bool(wanted) or not hold or ref is None
+        await self.secret.keep_only(wanted, drop=drop, record=self._record)
 
-    async def _drop_secret(self) -> None:
-        """Take our finalizer off, unless another provider still holds the same Secret."""
-        name = self._held_secret
-        others = (entry.fact for entry in self.world.providers if entry.fact is not None and entry.uid != self.uid)
-        if not any(one.namespace == self.key[0] and one.status.held_secret == name for one in others):
-            await self._patch_secret(name, keep=False)
-        self._held_secret = ""
-        self._secret_held = False
-
-    async def _patch_secret(self, name: str, *, keep: bool) -> None:
-        try:
-            raw = await self.world.client.get(SECRETS, self.key[0], name)
-        except NotFound:
-            return
-        patch = writes.finalizer_patch(raw, keys.FINALIZER_IN_USE, keep=keep)
-        if patch:
-            await self.world.client.patch_json(SECRETS, self.key[0], name, patch)
+    async def _record(self) -> None:
+        await self._write(provider_status(self._snapshot(), self.world.now()))
 
     async def _hold_self(self, *, hold: bool) -> None:
         raw = await self.world.client.get(VMPROVIDERS, *self.key)

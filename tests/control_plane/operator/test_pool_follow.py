@@ -123,6 +123,12 @@ async def test_what_people_see_fits_a_terminal(stage: Stage, kubectl: Kubectl) -
     name = f"debian-12-large-{secrets.token_hex(2)}"
     stage.pool, stage.provider = name, f"simulated-one-{secrets.token_hex(3)}"
     await stage.filled(3)
+
+    async def counted() -> bool:
+        # A mere change of the machine count waits for its turn to be written.
+        return (await stage.providers.get(stage.provider)).ok()["status"].get("machines") == 3
+
+    await until(counted, deadline=DEADLINE, what="the provider shows its machines")
     shown = {
         kind: [line.rstrip() for line in kubectl("get", kind, "-n", stage.namespace).splitlines()]
         for kind in ("vmp", "pvm", "vmprov")

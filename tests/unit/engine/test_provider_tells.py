@@ -10,6 +10,7 @@ from vmpool.api.provider import Circuit
 from vmpool.engine.facts import provider_object
 from vmpool.engine.lane import Slots, Urgency
 from vmpool.engine.provider import ProviderLoop
+from vmpool.kube.errors import Conflict
 from vmpool.plan.provider import Verdict
 from vmpool.providers.errors import Unavailable
 from vmpool.settings import Settings
@@ -73,6 +74,21 @@ async def test_a_round_that_fails_tells_as_well(heard: Heard) -> None:
     with pytest.raises(ValueError, match="refused"):
         await heard.look()
     assert heard.told == 2
+
+
+async def test_a_round_that_lost_a_race_of_writes_has_not_looked_yet(heard: Heard) -> None:
+    """Two providers on one Secret: who writes second must not lose its share of the machines to the first."""
+
+    def lose() -> None:
+        raise Conflict("somebody else wrote")
+
+    heard.then = lose
+    with pytest.raises(Conflict):
+        await heard.look()
+    assert heard.facts().settling
+    heard.then = lambda: None
+    await heard.look()
+    assert not heard.facts().settling
 
 
 async def test_a_session_that_was_opened_anew_is_told_although_the_verdict_is_the_same(heard: Heard) -> None:
