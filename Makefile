@@ -13,8 +13,11 @@ PLACE := $(shell pwd | sha256sum | cut -c1-8)
 VENV := $(CACHE)/venvs/$(PLACE)-$(PINS)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Far sides of the tests that cannot share our environment: moto needs an older dateutil than kubernetes.
+MOTO := $(CACHE)/venvs/moto-$(shell sha256sum requirements/moto.txt | cut -c1-12)
+export VMPOOL_MOTO_SERVER := $(MOTO)/bin/moto_server
 PACKAGES := libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qemu-utils dnsmasq-base \
-	busybox-static linux-image-cloud-amd64 pkg-config gcc slapd ldap-utils libldap-dev libsasl2-dev
+	busybox-static linux-image-cloud-amd64 pkg-config gcc slapd ldap-utils libldap-dev libsasl2-dev prometheus
 SUITES := tests/contract tests/control_plane tests/crash tests/e2e
 # Which benchmarks, by name; empty is all of them. Medians are over so many pairs of ours and the floor.
 BENCH ?=
@@ -41,7 +44,13 @@ $(READY):
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-system: ## Install what real machines and LDAP need (Debian, root); elsewhere say what is left out.
+$(MOTO)/.ready:
+	@echo "setting up $(MOTO) (about a minute the first time)"
+	$(PYTHON) -m venv --clear $(MOTO)
+	$(MOTO)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/moto.txt
+	touch $@
+
+system: ## Install what real machines, LDAP and alerts need (Debian, root); elsewhere say what is left out.
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && [ -z "$${VMPOOL_NO_SYSTEM_PACKAGES:-}" ]; then \
 		if ! dpkg -s $(PACKAGES) > /dev/null 2>&1; then \
 			echo "installing Debian packages for real machines (VMPOOL_NO_SYSTEM_PACKAGES=1 leaves them out)"; \
@@ -58,7 +67,7 @@ check: setup ## Format, lint, strict types, import contracts, unit tests: under 
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/unit tests/contract/test_generated.py tests/contract/test_layout.py
 
-test: system setup check ## Run every test that a machine without a container engine can.
+test: system setup $(MOTO)/.ready check ## Run every test that a machine without a container engine can.
 	$(BIN)/python -m vmpool dev build
 	$(BIN)/python -m pytest $(SUITES)
 

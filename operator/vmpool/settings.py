@@ -88,6 +88,21 @@ class Settings(BaseSettings):
     """How soon a VMClaim that is not there, but not proven gone either, is asked for again."""
     claim_review_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)
     """How long the answer to who may claim from a pool is believed."""
+    letters_in_flight: int = Field(default=8, ge=1, le=100)
+    """Most dead letters that are being written at once."""
+    letters_per_second: float = Field(default=50.0, gt=0.0, le=10_000.0)
+    """Most dead letters written, and most removed, a second: a mass failure must not flood the API server."""
+    letters_per_round: int = Field(default=100, ge=1, le=10_000)
+    """Most dead letters of one queue removed or redriven before the queue looks again: what is asked for meanwhile
+    waits no longer, and no more of them are in memory as a whole."""
+    archive_seconds: float = Field(default=30.0, ge=0.1, le=600.0)
+    """How long an archive may take to store one batch of dead letters; then it counts as out of reach."""
+    diagnostics_seconds: float = Field(default=5.0, ge=0.1, le=60.0)
+    """How long the diagnostics of a failed machine may take; what is not there by then is left out."""
+    purge_cycle_seconds: float = Field(default=60.0, ge=0.1, le=3600.0)
+    """How long a purge waits for the pools to remove what is too old; what is left then waits for the next cycle."""
+    purge_look_seconds: float = Field(default=5.0, ge=0.1, le=600.0)
+    """How often a purge policy looks, between its cycles, which pools name it and what pauses it."""
     claim_policy_margin_seconds: float = Field(default=10.0, ge=0.0, le=3600.0)
     """How long after the admission policy was installed API servers may not enforce it yet."""
 

@@ -31,6 +31,24 @@ async def test_a_machine_boots_and_goes(simcloud: SimCloud, tenant: Tenant) -> N
     assert (status, error["error"]["code"]) == (404, "MachineNotFound")
 
 
+async def test_the_console_tells_what_has_happened_so_far(simcloud: SimCloud, tenant: Tenant) -> None:
+    machine_id = simcloud.made(tenant)
+
+    def printed() -> str:
+        status, answer = simcloud.call("GET", f"/v1/machines/{machine_id}/console", key=tenant.key)
+        assert status == 200
+        return str(answer["console"])
+
+    assert "firmware" in printed()
+    await until(lambda: "login:" in printed(), what="the boot")
+    simcloud.fault("neverReady", {"operation": "create", "tenant": tenant.name})
+    machine_id = simcloud.made(tenant)
+    await until(lambda: "no answer to any request" in printed(), what="a boot that does not end")
+    other = simcloud.tenant()
+    status, error = simcloud.call("GET", f"/v1/machines/{machine_id}/console", key=other.key)
+    assert (status, error["error"]["code"]) == (404, "MachineNotFound")
+
+
 async def test_power(simcloud: SimCloud, tenant: Tenant) -> None:
     machine_id = simcloud.made(tenant)
     await until(lambda: simcloud.state(tenant, machine_id) == "Running", what="the boot")

@@ -29,6 +29,13 @@ VM_NAME = f"{POOL_NAME}-k7x2m9qa"
 PROVIDER_NAME = "libvirt-rack-12-host-7"
 HOLDER = "jenkins"
 LONG_HOLDER = "vmpool:jenkins-agents"
+RELIABILITY = {
+    "deadletterqueues": "failures-of-production",
+    "deadletters": f"{VM_NAME}-pending-1",
+    "purgepolicies": "conservative-for-production",
+    "healthpolicies": "conservative-for-production",
+}
+"""Names of the objects of queue reliability, by plural."""
 
 
 def conditions(reason: str) -> list[dict[str, Any]]:
@@ -66,6 +73,11 @@ async def stored(api: Api, namespace: str) -> str:
     for name, seen in (("build-7", bound), ("build-8", {"reason": "NothingReady", "position": "101-1000"})):
         (await claims.create(vm_claim(name))).ok()
         (await claims.merge(name, {"status": seen}, "status")).ok()
+    for plural, name in RELIABILITY.items():
+        objects = api.kind(plural, namespace)
+        kind = next(one.name for one in crd.KINDS if one.plural == plural)
+        (await objects.create(thing(kind, name, FULL_SPECS[plural]))).ok()
+        (await objects.merge(name, {"status": FULL_STATUSES[plural]}, "status")).ok()
     return namespace
 
 
@@ -123,6 +135,25 @@ async def test_a_wish_says_what_came_of_it(api: Api, stored: str) -> None:
     assert list(bound) == ["Name", "Phase", "VM", "Address", "Position", "Reason", "Age"]
     assert (bound["Phase"], bound["VM"], bound["Address"]) == ("Bound", VM_NAME, "192.168.100.102")
     assert (waits["Phase"], waits["Position"], waits["Reason"]) == ("Pending", "101-1000", "NothingReady")
+
+
+async def test_a_queue_says_how_much_it_holds_and_what_is_wrong_most_often(api: Api, stored: str) -> None:
+    (row,) = await table(api, stored, "deadletterqueues")
+    assert list(row) == ["Name", "Entries", "Oldest", "Cause", "Times", "Status", "Age"]
+    assert (row["Entries"], row["Cause"], row["Times"]) == (3, "PendingTimeout", 3)
+
+
+async def test_a_letter_says_where_its_vm_was_and_what_became_of_it(api: Api, stored: str) -> None:
+    (row,) = await table(api, stored, "deadletters")
+    assert list(row) == ["Name", "Queue", "Cause", "Retries", "Status", "Failed"]
+    assert (row["Queue"], row["Cause"], row["Status"]) == ("pending", "PendingTimeout", "Redriven")
+
+
+async def test_policies_say_what_they_found(api: Api, stored: str) -> None:
+    (purge,) = await table(api, stored, "purgepolicies")
+    assert (purge["Dry-Run"], purge["Found"], purge["Purged"]) == (True, 1, 0)
+    (health,) = await table(api, stored, "healthpolicies")
+    assert (health["Health"], health["Pools"]) == ("degraded", 2)
 
 
 async def test_a_claim_shows_its_end_in_the_wide_table(api: Api, kubectl: Kubectl, stored: str) -> None:

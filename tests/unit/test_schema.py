@@ -136,6 +136,11 @@ def test_what_cannot_be_said_is_refused_and_named(annotation: Any, named: str) -
 
 # What it makes of our kinds.
 
+LONGEST_TEXT = 4096
+"""Of a machine's console; everything else is shorter."""
+ALTERNATIVES = {"deadletterqueues.archive.folder"}
+"""Fields that stand where another one may not."""
+
 SCHEMAS = {
     one["spec"]["names"]["plural"]: one["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     for one in definitions().values()
@@ -168,7 +173,7 @@ def test_everything_is_bounded(node: Any) -> None:
     elif node["type"] == "integer":
         assert node["minimum"] <= node["maximum"]
     elif node["type"] == "string":
-        assert "enum" in node or node["maxLength"] <= 1024
+        assert "enum" in node or node["maxLength"] <= LONGEST_TEXT
     elif node["type"] == "array":
         assert node["maxItems"] <= 100
         assert node["x-kubernetes-list-type"] if node["items"]["type"] == "object" else True
@@ -211,7 +216,8 @@ def test_the_full_objects_of_the_tests_are_full(plural: str, part: str, full: An
             else:
                 yield from missing(child, value[name], f"{path}.{name}")
 
-    assert not list(missing(SCHEMAS[plural]["properties"][part], full[plural], plural))
+    found = set(missing(SCHEMAS[plural]["properties"][part], full[plural], plural))
+    assert found <= ALTERNATIVES
 
 
 def test_the_full_objects_come_back_from_the_models_as_they_went_in() -> None:

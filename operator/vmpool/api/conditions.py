@@ -21,6 +21,17 @@ class ConditionType(StrEnum):
     STALLED = "Stalled"
     MACHINE_GONE = "MachineGone"
     CLAIM_MISSING = "ClaimMissing"
+    HEALTHY = "Healthy"
+    DEGRADED = "Degraded"
+    UNHEALTHY = "Unhealthy"
+    POISONED = "Poisoned"
+    """On a VMPool: the same failure has come so often that nothing is created any more."""
+    POLICY_MISSING = "PolicyMissing"
+    """On a VMPool: something that it names does not exist."""
+    ARCHIVING = "Archiving"
+    """On a DeadLetterQueue with an archive: whether letters get there."""
+    PAUSED = "Paused"
+    """On a PurgePolicy: nothing is removed for now."""
 
 
 class Condition(Shape):

@@ -8,9 +8,13 @@ from pydantic import BaseModel
 
 from vmpool.api import keys
 from vmpool.api.claim import CLAIM_SPEC_RULES, VMClaimSpec, VMClaimStatus
+from vmpool.api.deadletter import DeadLetterSpec, DeadLetterStatus
+from vmpool.api.deadletterqueue import QUEUE_SPEC_RULES, DeadLetterQueueSpec, DeadLetterQueueStatus
+from vmpool.api.health import HEALTH_SPEC_RULES, HealthPolicySpec, HealthPolicyStatus
 from vmpool.api.meta import RULES, Rule
 from vmpool.api.pool import POOL_RULES, VMPoolSpec, VMPoolStatus
 from vmpool.api.provider import VMProviderSpec, VMProviderStatus
+from vmpool.api.purge import PurgePolicySpec, PurgePolicyStatus
 from vmpool.api.schema import Schema, structural
 from vmpool.api.vm import PooledVMSpec, PooledVMStatus
 
@@ -151,7 +155,86 @@ CLAIM = Kind(
     status_default=(("phase", "Pending"), ("observedGeneration", -1)),
     spec_rules=CLAIM_SPEC_RULES,
 )
-KINDS = (POOL, VM, PROVIDER, CLAIM)
+DEAD_LETTER_QUEUE = Kind(
+    name="DeadLetterQueue",
+    plural="deadletterqueues",
+    short="dlq",
+    about="Keeps the failures of the pools that name it: for how long, how many, and where they go in the end.",
+    spec=DeadLetterQueueSpec,
+    status=DeadLetterQueueStatus,
+    columns=(
+        Column("Entries", ".status.entries", "integer"),
+        Column("Oldest", ".status.oldestSince", "date"),
+        Column("Cause", ".status.fingerprints[0].errorClass"),
+        Column("Times", ".status.fingerprints[0].entries", "integer"),
+        Column("Status", _why("Ready", "reason")),
+        Column("Age", ".metadata.creationTimestamp", "date"),
+        Column("Message", ".status.fingerprints[0].errorMessage", priority=1),
+    ),
+    spec_rules=QUEUE_SPEC_RULES,
+    name_max=keys.MAX_OWNER_NAME,
+)
+DEAD_LETTER = Kind(
+    name="DeadLetter",
+    plural="deadletters",
+    short="dl",
+    about="One failure of a VM, with everything that was known when it happened. Written by the operator.",
+    spec=DeadLetterSpec,
+    status=DeadLetterStatus,
+    columns=(
+        Column("Queue", ".spec.queueFrom"),
+        Column("Cause", ".spec.errorClass"),
+        Column("Retries", ".spec.retryCount", "integer"),
+        Column("Status", ".status.phase"),
+        Column("Failed", ".spec.failedAt", "date"),
+        Column("Pool", ".spec.pool", priority=1),
+        Column("Request", ".spec.requestId", priority=1),
+        Column("Provider", ".spec.provider", priority=1),
+        Column("Fingerprint", ".spec.fingerprint", priority=1),
+        Column("Message", ".spec.errorMessage", priority=1),
+    ),
+    selectable=(".spec.queue", ".spec.pool", ".spec.queueFrom", ".spec.requestId", ".spec.fingerprint"),
+    status_default=(("phase", "Kept"), ("observedGeneration", -1)),
+)
+PURGE_POLICY = Kind(
+    name="PurgePolicy",
+    plural="purgepolicies",
+    short="purge",
+    about="How old the VMs of the pools that name it may become in each state before they are removed.",
+    spec=PurgePolicySpec,
+    status=PurgePolicyStatus,
+    columns=(
+        Column("Dry-Run", ".spec.dryRun", "boolean"),
+        Column("Interval", ".spec.interval"),
+        Column("Pools", ".status.pools", "integer"),
+        Column("Found", ".status.lastCycle.found", "integer"),
+        Column("Purged", ".status.lastCycle.purged", "integer"),
+        Column("Status", _why("Ready", "reason")),
+        Column("Last", ".status.lastCycle.finishedAt", "date"),
+        Column("Age", ".metadata.creationTimestamp", "date"),
+        Column("Message", _why("Ready", "message"), priority=1),
+    ),
+    name_max=keys.MAX_OWNER_NAME,
+)
+HEALTH_POLICY = Kind(
+    name="HealthPolicy",
+    plural="healthpolicies",
+    short="health",
+    about="Which numbers make the pools that name it degraded or unhealthy.",
+    spec=HealthPolicySpec,
+    status=HealthPolicyStatus,
+    columns=(
+        Column("Health", ".status.health"),
+        Column("Since", ".status.since", "date"),
+        Column("Pools", ".status.pools", "integer"),
+        Column("Interval", ".spec.interval"),
+        Column("Age", ".metadata.creationTimestamp", "date"),
+        Column("Message", ".status.message", priority=1),
+    ),
+    spec_rules=HEALTH_SPEC_RULES,
+    name_max=keys.MAX_OWNER_NAME,
+)
+KINDS = (POOL, VM, PROVIDER, CLAIM, DEAD_LETTER_QUEUE, DEAD_LETTER, PURGE_POLICY, HEALTH_POLICY)
 
 
 def crd(kind: Kind, *, root_rules: Sequence[Rule] = (), phases: Sequence[str] = ()) -> dict[str, Any]:

@@ -9,6 +9,10 @@ CATEGORY: Final = "vmpool-all"
 """Not ``vmpool``: kubectl would take ``kubectl delete vmpool --all`` for all our kinds."""
 
 LABEL_POOL: Final = "vmpool.dev/pool"
+LABEL_QUEUE: Final = "vmpool.dev/queue"
+"""On a DeadLetter: the queue name where the VM was."""
+LABEL_DEAD_LETTER_QUEUE: Final = "vmpool.dev/dead-letter-queue"
+LABEL_FINGERPRINT: Final = "vmpool.dev/fingerprint"
 LABEL_ONDEMAND: Final = "vmpool.dev/ondemand"
 """On a VMClaim that the gateway made for an on-demand request."""
 
@@ -20,6 +24,7 @@ FINALIZER_IN_USE: Final = "vmpool.dev/in-use"
 """On a Secret named by a VMProvider with machines: without it they could never be deleted."""
 
 ANNOTATION_PURGE_EXEMPT: Final = "vmpool.dev/purge-exempt"
+"""On a PooledVM, with the value ``true``: no PurgePolicy removes it."""
 ANNOTATION_OVERRIDE: Final = "vmpool.dev/override"
 """On a VMPool: the values that the gateway's config endpoints have replaced, as JSON."""
 ANNOTATION_ONDEMAND: Final = "vmpool.dev/ondemand-request"

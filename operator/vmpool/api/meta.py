@@ -204,6 +204,10 @@ ObjectName = Annotated[str, Field(min_length=1, max_length=253), SUBDOMAIN]
 Uid = Annotated[str, Field(min_length=1, max_length=64)]
 Word = Annotated[str, Field(min_length=1, max_length=64)]
 Text = Annotated[str, Field(max_length=1024)]
+Fingerprint = Annotated[
+    str, Field(min_length=1, max_length=16), Matching(r"[0-9a-f]+", "must be lower-case hexadecimal digits")
+]
+"""What stands for failures that are alike."""
 
 MAX_COUNT = 1_000_000
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]

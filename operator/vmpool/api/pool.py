@@ -12,6 +12,7 @@ from vmpool.api.meta import (
     LABEL,
     SUBDOMAIN,
     Count,
+    Fingerprint,
     Generation,
     IntOrPercent,
     Matching,
@@ -200,6 +201,12 @@ class VMPoolSpec(Shape):
         tuple[RestName, ...], Field(max_length=MAX_ALIASES, json_schema_extra={"x-kubernetes-list-type": "set"})
     ] = ()
     """Further names; several pools may share one, and a claim of that name is served by any of them. At most 16."""
+    dead_letter_queue: OwnerName | None = None
+    """Name of a DeadLetterQueue of this namespace that keeps the pool's failures. Absent means none does."""
+    purge_policy: OwnerName | None = None
+    """Name of a PurgePolicy of this namespace. Absent means nothing is removed for its age."""
+    health_policy: OwnerName | None = None
+    """Name of a HealthPolicy of this namespace. Absent means health is not judged."""
     reset_before: Time | None = None
     """Unclaimed VMs that were made before this time are replaced at once; each new time is another reset."""
     deletion_policy: Literal["Drain", "Force"] = "Drain"
@@ -227,10 +234,14 @@ class Failure(Shape):
     """Ties together all tries to fill one place in the pool."""
     retry_count: Count = 0
     """How many VMs with this request id had failed before."""
+    fingerprint: Annotated[str, Field(max_length=16)] = ""
+    """The same for failures that are alike but for names, numbers and addresses."""
+    attempt: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """Which attempt of the VM it was; counts up when a quarantined VM is redriven."""
 
     def is_of(self, other: "Failure") -> bool:
-        """Whether both records tell of the same event: a VM fails a step once."""
-        return (self.vm, self.step) == (other.vm, other.step)
+        """Whether both records tell of the same event: a VM fails a step once in each attempt."""
+        return (self.vm, self.step, self.attempt) == (other.vm, other.step, other.attempt)
 
 
 class Creation(Shape):
@@ -244,13 +255,26 @@ class Creation(Shape):
     """Nothing is created before this time."""
 
 
+class Poisoned(Shape):
+    """A failure that has come again and again since the last VM that became ready."""
+
+    fingerprint: Fingerprint
+    """Stands for failures that are alike but for names, numbers and addresses."""
+    failures: Count
+    """How often it came in a row."""
+    since: Time
+    """When it came first."""
+    message: Text
+    """The newest of them."""
+
+
 class VMPoolStatus(Shape):
     """What was seen of the pool."""
 
     observed_generation: Generation = -1
     """The metadata.generation that this status speaks of; -1 before the first look."""
     conditions: Conditions = ()
-    """Ready, Reconciling and Stalled."""
+    """Ready, Reconciling and Stalled; Poisoned and PolicyMissing when it is so; with a HealthPolicy its three."""
     desired_replicas: Count = 0
     """How many ready VMs are wanted now: spec.replicas, or what it was when it was last set."""
     replicas: Count = 0
@@ -275,6 +299,8 @@ class VMPoolStatus(Shape):
     """Digest of the present template."""
     creation: Creation | None = None
     """How fast the pool may create after failures; absent while nothing failed."""
+    poison: Poisoned | None = None
+    """The failure that comes again and again, with a DeadLetterQueue; absent after a success or a new template."""
     recent_failures: Annotated[
         tuple[Failure, ...],
         Field(max_length=MAX_RECENT_FAILURES, json_schema_extra={"x-kubernetes-list-type": "atomic"}),

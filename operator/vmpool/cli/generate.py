@@ -8,7 +8,7 @@ import typer
 import yaml
 
 from vmpool.api.keys import GROUP
-from vmpool.cli import reference
+from vmpool.cli import metricspage, reference
 from vmpool.plan.crds import definitions
 
 ROOT: Final = Path(__file__).resolve().parents[3]
@@ -23,6 +23,7 @@ def outputs() -> Mapping[str, str]:
         **{f"{CRDS}/{name}": as_yaml(definition) for name, definition in definitions().items()},
         "docs/reference/kinds.md": reference.kinds_page(),
         "docs/reference/lifecycle.md": reference.lifecycle_page(),
+        "docs/reference/metrics.md": metricspage.metrics_page(),
     }
 
 

@@ -6,7 +6,7 @@ import typer
 import yaml
 
 import vmpool
-from vmpool.cli import demo, dev, simcloud
+from vmpool.cli import demo, dev, dlq, simcloud
 from vmpool.plan.crds import definitions
 
 app = typer.Typer(
@@ -15,6 +15,7 @@ app = typer.Typer(
     help="Pools of ready-to-use virtual machines as Kubernetes objects.",
 )
 app.add_typer(dev.app, name="dev")
+app.add_typer(dlq.app, name="dlq")
 app.command(name="simcloud", help="Run a small simulated cloud with a durable ledger.")(simcloud.command)
 app.command(name="demo")(demo.command)
 

@@ -1,22 +1,30 @@
 """The engine: mirrors that follow the server, a loop for every object, and an end when there is doubt."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from vmpool.engine.claims import ClaimsLoop
+from vmpool.engine.deadletterqueues import QueueLoop
 from vmpool.engine.facts import ProviderObject
+from vmpool.engine.healthchecks import HealthLoop
+from vmpool.engine.letters import Letters
 from vmpool.engine.loop import Loop
 from vmpool.engine.pool import PoolLoop
 from vmpool.engine.probing import ProbeLoop
 from vmpool.engine.provider import ProviderLoop
+from vmpool.engine.purging import PurgeLoop
 from vmpool.engine.sweep import SweepLoop
 from vmpool.engine.world import World
 from vmpool.kube.mirror import Change, Entry
+from vmpool.plan.policies import HealthObject, Letter, PolicyObject, PurgeObject, QueueObject
 from vmpool.plan.snapshot import VM, PoolFacts, VMClaim
 from vmpool.telemetry import logs
 
 log = logs.get(__name__)
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 SYNC_TIMEOUT_SECONDS = 60.0
 """How long the first lists may take before the process gives up."""
@@ -36,10 +44,16 @@ class Engine:
         self._broken: asyncio.Queue[BaseException] = asyncio.Queue()
         world.wake_pool = self._wake_uid
         world.waiting = self._claims.waiting
+        world.forgive = self._forgive
         world.pools.on_change(self._pool_changed)
         world.providers.on_change(self._provider_changed)
         world.vms.on_change(self._vm_changed)
         world.claims.on_change(self._claim_changed)
+        world.letter_box = Letters(world)
+        world.letters.on_change(self._letter_changed)
+        world.queues.on_change(self._queue_changed)
+        world.purge_policies.on_change(self._purge_policy_changed)
+        world.health_policies.on_change(self._health_policy_changed)
 
     async def run(self) -> None:
         """Follow and reconcile until cancelled. Raises what ended a mirror, the events or a loop: there is doubt."""
@@ -52,6 +66,7 @@ class Engine:
                 self._start_provider(provider)
             for pool in [entry.fact for entry in self.world.pools if entry.fact is not None]:
                 self._start_pool(pool)
+            self._start_policies()
             self._start("sweep", self._sweep)
             self._start("claims", self._claims)
             self.ready.set()
@@ -126,6 +141,12 @@ class Engine:
         # What belongs to no living pool is the sweep's.
         (self._loops[uid][0] if uid in self._loops else self._sweep).wake()
 
+    def _forgive(self, pool_uid: str) -> None:
+        loop = self._loops[pool_uid][0] if pool_uid in self._loops else None
+        if isinstance(loop, PoolLoop):
+            loop.failures.forgive()
+            loop.wake()
+
     # --- changes ---------------------------------------------------------------------------------
 
     def _pool_changed(self, change: Change[PoolFacts]) -> None:
@@ -138,6 +159,7 @@ class Engine:
         if change.old is None or change.new is None or _generation(change.old) != _generation(change.new):
             self._wake_probes(change.entry.uid)
             self._wake_named()
+            self._wake_judges(change)
         if len(self.world.claims):
             self._claims.wake()
         if change.new is None:
@@ -162,6 +184,50 @@ class Engine:
         self._wake_uid(fact.uid)
         for pool in self.world.pools_naming((fact.namespace, fact.name)):
             self._wake_uid(pool.uid)
+
+    def _start_policies(self) -> None:
+        for queue in [entry.fact for entry in self.world.queues if entry.fact is not None]:
+            self._start(queue.uid, QueueLoop(self.world, queue))
+        for purge in [entry.fact for entry in self.world.purge_policies if entry.fact is not None]:
+            self._start(purge.uid, PurgeLoop(self.world, purge))
+        for health in [entry.fact for entry in self.world.health_policies if entry.fact is not None]:
+            self._start(health.uid, HealthLoop(self.world, health))
+
+    def _queue_changed(self, change: Change[QueueObject]) -> None:
+        self._policy_changed(change, QueueLoop, lambda pool: pool.spec.dead_letter_queue)
+
+    def _purge_policy_changed(self, change: Change[PurgeObject]) -> None:
+        self._policy_changed(change, PurgeLoop, lambda pool: pool.spec.purge_policy)
+
+    def _health_policy_changed(self, change: Change[HealthObject]) -> None:
+        self._policy_changed(change, HealthLoop, lambda pool: pool.spec.health_policy)
+
+    def _policy_changed(
+        self,
+        change: Change[PolicyObject[S, T]],
+        make: Callable[[World, PolicyObject[S, T]], Loop],
+        names: Callable[[PoolFacts], str | None],
+    ) -> None:
+        """Start or wake the object's loop, and look again at the pools that name it when it came, went or changed."""
+        if not self.ready.is_set():
+            return
+        old, new = change.old, change.new
+        if new is not None and new.fact is not None and not self._runs(new.uid):
+            self._start(new.uid, make(self.world, new.fact))
+        if change.entry.uid in self._loops:
+            self._wake_uid(change.entry.uid)
+        if old is None or new is None or _generation(old) != _generation(new):
+            namespace, name = change.entry.key
+            for pool in self.world.pools_of_policy(namespace, names, name):
+                self._wake_uid(pool.uid)
+
+    def _letter_changed(self, change: Change[Letter]) -> None:
+        letter = change.entry.fact
+        if not self.ready.is_set() or letter is None:
+            return
+        entry = self.world.queues.by_name(letter.namespace, letter.queue)
+        if entry is not None and entry.uid in self._loops:
+            self._wake_uid(entry.uid)
 
     def _vm_changed(self, change: Change[VM]) -> None:
         vm = change.entry.fact
@@ -188,6 +254,14 @@ class Engine:
             if entry.fact is not None and entry.fact.spec.rest_name is not None:
                 self._wake_uid(entry.uid)
 
+    def _wake_judges(self, change: Change[PoolFacts]) -> None:
+        """Wake the health policies that a pool names or has named: it is judged at once, and by no one else."""
+        for fact in [entry.fact for entry in (change.old, change.new) if entry is not None]:
+            if fact is not None and fact.spec.health_policy is not None:
+                policy = self.world.health_policies.by_name(fact.namespace, fact.spec.health_policy)
+                if policy is not None and policy.uid in self._loops:
+                    self._wake_uid(policy.uid)
+
     def _wake_probes(self, pool_uid: str) -> None:
         probes = self._loops.get(_probes_of(pool_uid))
         if probes is not None:
@@ -210,5 +284,5 @@ def _probes_of(pool_uid: str) -> str:
     return f"{pool_uid}/probes"
 
 
-def _generation(entry: Entry[PoolFacts]) -> int | None:
+def _generation(entry: Entry[PoolFacts] | Entry[PolicyObject[S, T]]) -> int | None:
     return entry.fact.generation if entry.fact is not None else None

@@ -3,15 +3,24 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from sys import intern
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from vmpool.api import keys
 from vmpool.api.claim import VMClaimSpec, VMClaimStatus
 from vmpool.api.conditions import ConditionType
+from vmpool.api.deadletterqueue import DeadLetterQueueSpec, DeadLetterQueueStatus
+from vmpool.api.health import HealthPolicySpec, HealthPolicyStatus
 from vmpool.api.pool import VMPoolSpec, VMPoolStatus
 from vmpool.api.provider import VMProviderSpec, VMProviderStatus
-from vmpool.plan.lifecycle import Phase
+from vmpool.api.purge import PurgePolicySpec, PurgePolicyStatus
+from vmpool.plan.lifecycle import LetterPhase, Phase
+from vmpool.plan.policies import HealthObject, Letter, PolicyObject, PurgeObject, QueueObject
 from vmpool.plan.snapshot import VM, ClaimFacts, ClaimRefFacts, PoolFacts, StepFacts, VMClaim
+
+SpecT = TypeVar("SpecT", bound=BaseModel)
+StatusT = TypeVar("StatusT", bound=BaseModel)
 
 EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -52,6 +61,8 @@ def vm_facts(raw: dict[str, Any]) -> VM:
         reason=status.get("reason", ""),
         message=status.get("message", ""),
         steps=tuple(_step(step) for step in status.get("steps", ())),
+        attempt=status.get("attempt", 1),
+        purge_exempt=(meta.get("annotations") or {}).get(keys.ANNOTATION_PURGE_EXEMPT) == "true",
         claim_missing=any(one["type"] == ConditionType.CLAIM_MISSING for one in status.get("conditions", ())),
     )
 
@@ -161,4 +172,62 @@ def provider_object(raw: dict[str, Any]) -> ProviderObject:
         held=keys.FINALIZER_DRAIN in meta.get("finalizers", ()),
         spec=VMProviderSpec.model_validate(raw["spec"]),
         status=VMProviderStatus.model_validate(raw.get("status") or {}),
+    )
+
+
+def letter_facts(raw: dict[str, Any]) -> Letter:
+    """Return the facts of a DeadLetter."""
+    meta, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
+    return Letter(
+        uid=meta["uid"],
+        namespace=intern(meta["namespace"]),
+        name=meta["name"],
+        resource_version=meta["resourceVersion"],
+        queue=intern(spec["queue"]),
+        queue_from=intern(spec["queueFrom"]),
+        vm=spec["vm"],
+        vm_uid=spec["vmUid"],
+        pool=intern(spec["pool"]),
+        pool_uid=intern(spec["poolUid"]),
+        provider=intern(spec["provider"]),
+        failed_at=datetime.fromisoformat(spec["failedAt"]),
+        fingerprint=intern(spec["fingerprint"]),
+        error_class=intern(spec["errorClass"]),
+        error_message=intern(spec["errorMessage"]),
+        request_id=spec.get("requestId", ""),
+        retry_count=spec.get("retryCount", 0),
+        action=spec.get("action", ""),
+        phase=intern(status.get("phase") or LetterPhase.KEPT.value),
+        deleting="deletionTimestamp" in meta,
+        attempt=spec.get("attempt", 1),
+        generation=meta.get("generation", 0),
+    )
+
+
+def queue_object(raw: dict[str, Any]) -> QueueObject:
+    """Return the facts of a DeadLetterQueue."""
+    return _policy(raw, DeadLetterQueueSpec, DeadLetterQueueStatus)
+
+
+def purge_object(raw: dict[str, Any]) -> PurgeObject:
+    """Return the facts of a PurgePolicy."""
+    return _policy(raw, PurgePolicySpec, PurgePolicyStatus)
+
+
+def health_object(raw: dict[str, Any]) -> HealthObject:
+    """Return the facts of a HealthPolicy."""
+    return _policy(raw, HealthPolicySpec, HealthPolicyStatus)
+
+
+def _policy(raw: dict[str, Any], spec: type[SpecT], status: type[StatusT]) -> PolicyObject[SpecT, StatusT]:
+    """Raises pydantic.ValidationError for an object that this release cannot read."""
+    meta = raw["metadata"]
+    return PolicyObject(
+        uid=meta["uid"],
+        namespace=intern(meta["namespace"]),
+        name=intern(meta["name"]),
+        generation=meta.get("generation", 0),
+        resource_version=meta["resourceVersion"],
+        spec=spec.model_validate(raw["spec"]),
+        status=status.model_validate(raw.get("status") or {}),
     )

@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from vmpool.api.pool import MAX_RECENT_FAILURES, Creation, Failure
+from vmpool.api.pool import MAX_RECENT_FAILURES, Creation, Failure, Poisoned
 from vmpool.engine.world import World
 from vmpool.plan import backoff
 from vmpool.plan.actions import Action, Complete, EndClaim, Quarantine
+from vmpool.plan.letters import fingerprint, poisoned_by
 from vmpool.plan.snapshot import VM, PoolFacts, Step
 from vmpool.plan.vm import ENDED_MACHINE_GONE
 
 OWED_FOR = timedelta(hours=1)
 """How long a failed place waits for its successor before a fresh request id is used instead."""
 SLOWS_CREATION = (Step.CREATE, Step.BOOT)
+POISONS = (Step.CREATE, Step.BOOT, Step.ADOPT)
+"""Steps on the way to Ready: what fails there again and again will fail with the next VM too."""
 
 
 class Failures:
@@ -21,6 +24,7 @@ class Failures:
     def __init__(self, pool: PoolFacts) -> None:
         self.recent: tuple[Failure, ...] = pool.status.recent_failures
         self.creation: Creation | None = pool.status.creation
+        self.poison: Poisoned | None = pool.status.poison
         self._digest = pool.status.template_digest
         self._owed: dict[str, tuple[int, datetime]] = {}
 
@@ -30,6 +34,7 @@ class Failures:
             return False
         self._digest = digest
         self.creation = None
+        self.poison = None
         return True
 
     def add(self, world: World, pool: PoolFacts, failure: Failure, *, owed: bool = True) -> bool:
@@ -46,6 +51,8 @@ class Failures:
             self.creation = backoff.after_failure(
                 self.creation, failure.failed_at, base=retry.backoff, longest=retry.max_backoff, seed=pool.uid
             )
+        if failure.step in POISONS:
+            self.poison = poisoned_by(self.poison, failure.fingerprint, failure.message, failure.failed_at)
         world.metrics.failures.labels(pool.namespace, pool.name, failure.step, failure.error_class).inc()
         return True
 
@@ -64,6 +71,11 @@ class Failures:
         """A VM became Ready: create faster again."""
         full = min(pool.spec.limits.pending, max(1, pool.status.desired_replicas))
         self.creation = backoff.after_success(self.creation, full)
+        self.poison = None
+
+    def forgive(self) -> None:
+        """Somebody redrives a failure: creates may begin again, from one at a time."""
+        self.poison = None
 
     def paid(self, request_id: str) -> None:
         """A successor is there."""
@@ -105,4 +117,6 @@ def failure_of(vm: VM, step: str, reason: str, message: str, now: datetime) -> F
         failed_at=now,
         request_id=vm.request_id,
         retry_count=vm.retry_count,
+        fingerprint=fingerprint(vm, step, reason, message),
+        attempt=vm.attempt,
     )

@@ -14,6 +14,7 @@ from vmpool.engine.lane import Lane, Slots, Urgency
 from vmpool.kube.client import Client
 from vmpool.kube.errors import Forbidden, NotFound
 from vmpool.kube.kinds import SECRETS
+from vmpool.kube.resource import Json
 from vmpool.providers.base import Machine, Provider
 from vmpool.providers.errors import InvalidConfig
 
@@ -50,8 +51,13 @@ async def read_secret(client: Client, obj: ProviderObject) -> tuple[Mapping[str,
         raise SecretNotFound(f"Secret {name} (spec.secretRef) does not exist in namespace {obj.namespace}") from error
     except Forbidden as error:
         raise SecretForbidden(f"Secret {name} (spec.secretRef) may not be read: {error.message}") from error
-    data = {key: base64.b64decode(value).decode(errors="replace") for key, value in (raw.get("data") or {}).items()}
-    return data, keys.FINALIZER_IN_USE in raw["metadata"].get("finalizers", ())
+    return decoded(raw), keys.FINALIZER_IN_USE in raw["metadata"].get("finalizers", ())
+
+
+def decoded(secret: Json) -> Mapping[str, str]:
+    """Return the data of a Secret."""
+    data = secret.get("data") or {}
+    return {key: base64.b64decode(value).decode(errors="replace") for key, value in data.items()}
 
 
 def fingerprint(obj: ProviderObject, secret: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import datetime, timedelta
+from typing import Any
 
 from vmpool.api import keys
 from vmpool.api.conditions import ConditionType, find
@@ -10,20 +11,23 @@ from vmpool.engine import writes
 from vmpool.engine.doing import Doing
 from vmpool.engine.durations import Durations
 from vmpool.engine.effects import Effects
-from vmpool.engine.failures import Failures, failure_in
+from vmpool.engine.failures import Failures, failure_in, failure_of
 from vmpool.engine.lane import Urgency
 from vmpool.engine.loop import Done, Loop
 from vmpool.engine.world import World
-from vmpool.kube.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound
+from vmpool.kube.errors import BadRequest, Conflict, Forbidden, Invalid, KubeError, NotFound
 from vmpool.kube.events import ObjectRef
 from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
-from vmpool.plan.actions import Action, CreateVM, EndClaim, TagMachine
+from vmpool.plan.actions import Action, CreateVM, DestroyMachine, EndClaim, TagMachine
+from vmpool.plan.health import pauses
+from vmpool.plan.letters import is_poison, letter_name
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.looks import look_grid
 from vmpool.plan.nametaken import name_taken
+from vmpool.plan.policies import Queue
 from vmpool.plan.pool import Plan, plan_pool
-from vmpool.plan.snapshot import Outlook, PoolFacts, PoolSnapshot, ProviderFacts
-from vmpool.plan.status import pool_status, stalled_reason
+from vmpool.plan.snapshot import VM, Outlook, PoolFacts, PoolSnapshot, ProviderFacts, Step
+from vmpool.plan.status import health_conditions, pool_status, stalled_reason
 from vmpool.providers.errors import InvalidConfig, InvalidTemplate, Terminal
 from vmpool.telemetry import logs
 
@@ -58,6 +62,8 @@ class PoolLoop(Loop):
         self._status_at: datetime | None = None
         self._plan: tuple[PoolSnapshot, Plan] | None = None
         self._counted: frozenset[str] = frozenset()
+        self._told: dict[str, int] = {}
+        """Attempts whose destruction was kept as a dead letter, by PooledVM uid."""
 
     def __str__(self) -> str:
         return self.name
@@ -121,8 +127,28 @@ class PoolLoop(Loop):
             outlook=Outlook(self.durations.expected, look_grid(changing)),
             owed=self.failures.owed(vms, now),
             waiting=self.world.waiting(pool.uid),
+            **self._policies(pool),
             name_taken=name_taken(pool, (entry.fact for entry in self.world.pools if entry.fact is not None)),
         )
+
+    def _policies(self, pool: PoolFacts) -> dict[str, Any]:
+        """Return what the objects that the pool names say to this round."""
+        named = self.world.named(pool)
+        verdict = self.world.verdicts.get(pool.uid) if named.health is not None else None
+        known = verdict.conditions if verdict is not None else health_conditions(pool.status.conditions)
+        creates_paused = ""
+        if named.health is not None:
+            # Before the first check after a restart, what was written before it still counts.
+            creates_paused = verdict.creates_paused if verdict is not None else pauses(named.health, known)[0]
+        queue = named.queue
+        return {
+            "poison": self.failures.poison if pool.spec.dead_letter_queue is not None else None,
+            "poison_limit": queue.spec.poison.failures if queue is not None else 0,
+            "creates_paused": creates_paused,
+            "purges": self.world.purges if named.purge is not None else {},
+            "missing": named.missing,
+            "health": known if named.health is not None else (),
+        }
 
     def _note_ready(self, vms_ready: frozenset[str], pool: PoolFacts) -> None:
         """Every VM that is newly Ready speeds up a slow start; those found at the start do not count."""
@@ -159,8 +185,11 @@ class PoolLoop(Loop):
             failure = failure_in(action, self.world.now())
             if failure is not None:
                 # What a claim had has its successor since the claim: nothing is owed for it.
-                await self._record_failure(failure, owed=not isinstance(action, EndClaim))
-            return await effects.run(action)
+                await self._record_failure(action.vm, failure, owed=not isinstance(action, EndClaim))
+            calm = await effects.run(action)
+            if isinstance(action, DestroyMachine):
+                await self._tell_task(action.vm)
+            return calm
 
         key = action.vm.uid
         if isinstance(action, TagMachine):
@@ -196,15 +225,41 @@ class PoolLoop(Loop):
 
         self.doing.start(key, action, work)
 
-    async def _record_failure(self, failure: Failure, *, owed: bool) -> None:
+    async def _record_failure(self, vm: VM, failure: Failure, *, owed: bool) -> None:
         """Write the failure down before the VM leaves its phase: a kill in between repeats it, and loses nothing."""
         if self.failures.add(self.world, self.pool, failure, owed=owed):
             log.warning("vm_failed", pool=self.name, **failure.wire())
             self.world.events.emit(self._ref(), "Warning", failure.error_class, f"{failure.vm}: {failure.message}")
         pool = self.world.pool(self.uid)
+        if pool is not None and pool.spec.dead_letter_queue is not None:
+            refusal = await self.world.letter_box.write(pool, vm, failure)
+            if refusal is None:
+                return
+            self.world.events.emit(self._ref(), "Warning", "DeadLetterRefused", f"{failure.vm}: {refusal.message}")
         written = pool.status.recent_failures if pool is not None else ()
         if self.failures.remembers(failure) and not any(known.is_of(failure) for known in written):
             await self._write_status(self.world.now(), must=True)
+
+    async def _tell_task(self, vm: VM) -> None:
+        """Keep a destruction that does not end as a dead letter, once; it goes on whatever becomes of the letter."""
+        before, pool = vm.step(Step.DESTROY), self.world.pool(self.uid)
+        vm = self.world.vm(vm.uid) or vm
+        step = vm.step(Step.DESTROY)
+        if pool is None or pool.spec.dead_letter_queue is None:
+            return
+        if step.retries <= before.retries or step.retries < pool.spec.retry.attempts:
+            return
+        told = self.world.letters.by_name(vm.namespace, letter_name(vm, Queue.TASKS)) is not None
+        if told or self._told.get(vm.uid) == vm.attempt:
+            return
+        try:
+            failure = failure_of(vm, Step.DESTROY, step.reason, step.message, self.world.now())
+            await self.world.letter_box.write(pool, vm, failure)
+        except KubeError as error:
+            log.warning("task_not_told", vm=vm.name, error=str(error))
+            return
+        self._told = {uid: told for uid, told in self._told.items() if self.world.vm(uid) is not None}
+        self._told[vm.uid] = vm.attempt
 
     def _ref(self) -> ObjectRef:
         return ObjectRef.of(VMPOOLS, self.pool.namespace, self.pool.name, self.pool.uid)
@@ -293,6 +348,8 @@ class PoolLoop(Loop):
     def _measure(self, seen: PoolSnapshot, plan: Plan) -> None:
         labels = (seen.pool.namespace, seen.pool.name)
         counts = plan.counts
+        poisoned = is_poison(seen.poison, seen.poison_limit)
+        self.metrics.reliability.poisoned.labels(*labels).set(poisoned)
         self.metrics.desired.labels(*labels).set(counts.desired)
         for phase, count in (
             (Phase.PENDING, counts.pending),

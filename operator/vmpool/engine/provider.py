@@ -1,5 +1,6 @@
 """The loop of one VMProvider: open and verify the far side, list its machines, hold what must not be deleted."""
 
+import asyncio
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -26,7 +27,7 @@ from vmpool.plan.provider import (
 )
 from vmpool.plan.snapshot import ProviderFacts
 from vmpool.providers import registry
-from vmpool.providers.base import Machine, Provider
+from vmpool.providers.base import HasConsole, Machine, Provider
 from vmpool.providers.errors import CredentialsRefused, InvalidConfig, ProviderError
 from vmpool.telemetry import logs
 
@@ -112,6 +113,22 @@ class ProviderLoop(Loop):
         if not self._list_wanted:
             self._list_wanted = True
             self.wake()
+
+    async def console(self, machine_id: str, limit: timedelta) -> tuple[str, str]:
+        """Return the end of a machine's console, or an empty text and why there is none. Never raises."""
+        session = self.lane.session
+        if not isinstance(session, HasConsole):
+            return "", "its provider shows no console"
+        try:
+            async with asyncio.timeout(limit.total_seconds()):
+                text = await self.lane.call(
+                    "console", Slots.OBSERVE, Urgency.BACKGROUND, lambda _: session.console(machine_id)
+                )
+        except TimeoutError:
+            return "", f"the console was not read within {limit.total_seconds():g} s"
+        except ProviderError as error:
+            return "", f"the console could not be read: {error.message}"
+        return text, ""
 
     # --- one round -------------------------------------------------------------------------------
 

@@ -119,6 +119,10 @@ class Sights(Mapping[str, Sight]):
         for uid in [uid for uid in self._by_uid if uid not in alive]:
             del self._by_uid[uid]
 
+    def begin_anew(self, uid: str) -> None:
+        """A new attempt begins: no verdict stands any more, and everything is to be looked at again."""
+        self._by_uid.pop(uid, None)
+
     def drop(self, uid: str) -> None:
         """Forget one: its object is gone."""
         self._by_uid.pop(uid, None)

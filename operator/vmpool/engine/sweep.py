@@ -6,11 +6,13 @@ from vmpool.api.pool import Retry
 from vmpool.engine.doing import Doing
 from vmpool.engine.effects import Effects
 from vmpool.engine.loop import Loop
+from vmpool.engine.purging import governing
 from vmpool.engine.stragglers import is_straggler
 from vmpool.engine.world import Key, World
 from vmpool.kube.errors import KubeError, NotFound
 from vmpool.kube.kinds import VMPOOLS
 from vmpool.plan.actions import CreateVM
+from vmpool.plan.policies import PurgeObject
 from vmpool.plan.snapshot import VM, ProviderFacts
 from vmpool.plan.sweep import next_of_orphan
 from vmpool.telemetry import logs
@@ -62,8 +64,10 @@ class SweepLoop(Loop):
             if key not in known:
                 known[key] = view.facts() if view is not None else ProviderFacts(vm.provider)
             facts = known[key]
-            ttl = timedelta(seconds=self.settings.straggler_ttl_seconds) if is_straggler(vm) else None
-            step = next_of_orphan(vm, self.world.sights.of(vm.uid), facts, now, straggler_ttl=ttl)
+            policy = governing(self.world, key) if is_straggler(vm) else None
+            ttl = self._kept_for(policy) if is_straggler(vm) else None
+            sight, order = self.world.sights.of(vm.uid), self.world.purges.get(vm.uid)
+            step = next_of_orphan(vm, sight, facts, now, straggler_ttl=ttl, governed=policy is not None, order=order)
             if step.wants_listing and view is not None:
                 view.want_listing()
             if step.wake_at is not None:
@@ -74,6 +78,13 @@ class SweepLoop(Loop):
                 room -= 1
                 self.doing.start(vm.uid, action, lambda action=action: self._effects.run(action))  # type: ignore[misc]
         return soon
+
+    def _kept_for(self, policy: PurgeObject | None) -> timedelta:
+        """Return how long a straggler stays in quarantine."""
+        if policy is None:
+            return timedelta(seconds=self.settings.straggler_ttl_seconds)
+        kept: timedelta = policy.spec.max_orphaned_age
+        return kept
 
     async def closed(self) -> None:
         """End what is in flight."""

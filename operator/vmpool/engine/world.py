@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Protocol
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol, TypeVar
 
+from vmpool.api.conditions import Condition
+from vmpool.api.pool import Failure
 from vmpool.engine.facts import ProviderObject
 from vmpool.engine.glances import Glances
 from vmpool.engine.lane import Lane
@@ -13,10 +15,12 @@ from vmpool.engine.sights import Sights
 from vmpool.kube.client import Client
 from vmpool.kube.events import EventRecorder
 from vmpool.kube.mirror import Mirror
-from vmpool.plan.snapshot import VM, PoolFacts, ProviderFacts, VMClaim
+from vmpool.plan.policies import HealthObject, Letter, PurgeObject, QueueObject
+from vmpool.plan.snapshot import VM, PoolFacts, ProviderFacts, Purge, VMClaim
 from vmpool.settings import Settings
 from vmpool.telemetry.metrics import Metrics
 
+P = TypeVar("P")
 Key = tuple[str, str]
 """Namespace and name."""
 
@@ -36,6 +40,47 @@ class ProviderView(Protocol):
     def wake(self) -> None:
         """Ask for a round soon."""
 
+    async def console(self, machine_id: str, limit: timedelta) -> tuple[str, str]:
+        """Return the end of a machine's console, or an empty text and why there is none. Never raises."""
+
+
+class LetterBox(Protocol):
+    """Takes the dead letters of all pools."""
+
+    async def write(self, pool: PoolFacts, vm: VM, failure: Failure) -> "Refusal | None":
+        """Write the letter of a failure; return why when the server refuses it for good. Raises KubeError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the server takes no letter for a failure."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a health policy thinks of one pool. Kept in memory; the conditions stand in the pool's status."""
+
+    conditions: tuple[Condition, ...]
+    """Healthy, Degraded and Unhealthy."""
+    unhealthy: bool = False
+    creates_paused: str = ""
+    """Why nothing may be created, in a clause; empty when it may."""
+    purge_paused: str = ""
+    """Why nothing may be purged, in a clause; empty when it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The objects that a pool names; None where it names none, or one that does not exist."""
+
+    queue: QueueObject | None
+    purge: PurgeObject | None
+    health: HealthObject | None
+    missing: tuple[str, ...]
+    """What is named and does not exist, as ``Kind name``."""
+
 
 @dataclass
 class World:
@@ -52,21 +97,45 @@ class World:
     vms: Mirror[VM]
     providers: Mirror[ProviderObject]
     claims: Mirror[VMClaim]
+    queues: Mirror[QueueObject]
+    letters: Mirror[Letter]
+    purge_policies: Mirror[PurgeObject]
+    health_policies: Mirror[HealthObject]
     probes: asyncio.Semaphore
     """Bounds TCP probes over all pools."""
     sights: Sights = field(default_factory=Sights)
     views: dict[Key, ProviderView] = field(default_factory=dict)
+    purges: dict[str, Purge] = field(default_factory=dict)
+    """What purge policies want removed, by PooledVM uid; the pools' own rounds do it."""
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    """What health policies think, by pool uid."""
+    removal_free_at: float = 0.0
+    """When the next dead letter may be removed, by the monotonic clock: one rate for all queues."""
     creating: dict[Key, int] = field(default_factory=dict)
     """Creates in flight by provider, over all pools: they take room before their objects are there."""
     wake_pool: Callable[[str], None] = lambda _: None
     """Wakes the loop of a pool by uid; set by the engine."""
+    forgive: Callable[[str], None] = lambda _: None
+    """Lets a poisoned pool create again, by its uid: somebody redrives a failure; set by the engine."""
     waiting: Callable[[str], int] = lambda _: 0
     """How many VMs waiting claims lack in a pool, by its uid; set by the engine."""
 
+    letter_box: LetterBox = field(init=False)
+    """The one way to a new DeadLetter; set by the engine."""
+
     @property
-    def mirrors(self) -> tuple[Mirror[PoolFacts], Mirror[VM], Mirror[ProviderObject], Mirror[VMClaim]]:
+    def mirrors(self) -> tuple[Mirror[Any], ...]:
         """Every mirror that the engine decides on."""
-        return self.pools, self.vms, self.providers, self.claims
+        return (
+            self.pools,
+            self.vms,
+            self.providers,
+            self.claims,
+            self.queues,
+            self.letters,
+            self.purge_policies,
+            self.health_policies,
+        )
 
     def now(self) -> datetime:
         """Return the present time; the planners get it as an argument."""
@@ -111,6 +180,30 @@ class World:
             pool for pool in facts if pool.namespace == namespace and any(p.name == name for p in pool.spec.providers)
         ]
 
+    def named(self, pool: PoolFacts) -> Named:
+        """Return the policies of a pool, and which of them are missing."""
+        spec, missing = pool.spec, []
+
+        def look(mirror: Mirror[P], kind: str, name: str | None) -> P | None:
+            if name is None:
+                return None
+            entry = mirror.by_name(pool.namespace, name)
+            if entry is None:
+                missing.append(f"{kind} {name}")
+            return entry.fact if entry is not None else None
+
+        return Named(
+            look(self.queues, "DeadLetterQueue", spec.dead_letter_queue),
+            look(self.purge_policies, "PurgePolicy", spec.purge_policy),
+            look(self.health_policies, "HealthPolicy", spec.health_policy),
+            tuple(missing),
+        )
+
+    def pools_of_policy(self, namespace: str, names: Callable[[PoolFacts], str | None], name: str) -> list[PoolFacts]:
+        """Return the pools of a namespace that name an object; ``names`` reads the field."""
+        facts = (entry.fact for entry in self.pools if entry.fact is not None)
+        return [pool for pool in facts if pool.namespace == namespace and names(pool) == name]
+
     def doubt(self) -> str:
         """Return why nothing may be begun or ended now; empty when there is no doubt.
 
@@ -130,6 +223,7 @@ BY_POOL = "pool"
 BY_PROVIDER = "provider"
 BY_NAME = "name"
 BY_CLAIM = "claim"
+BY_QUEUE = "queue"
 VM_INDEXES: Mapping[str, Callable[[VM], Hashable | None]] = {
     BY_POOL: lambda vm: vm.pool_uid,
     BY_PROVIDER: lambda vm: (vm.namespace, vm.provider),
@@ -137,3 +231,8 @@ VM_INDEXES: Mapping[str, Callable[[VM], Hashable | None]] = {
     BY_CLAIM: lambda vm: vm.claim.id if vm.claim is not None else None,
 }
 """Indexes of the PooledVM mirror."""
+LETTER_INDEXES: Mapping[str, Callable[[Letter], Hashable | None]] = {
+    BY_QUEUE: lambda letter: (letter.namespace, letter.queue),
+    BY_POOL: lambda letter: letter.pool_uid,
+}
+"""Indexes of the DeadLetter mirror."""

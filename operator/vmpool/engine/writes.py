@@ -104,6 +104,50 @@ def new_vm(pool: PoolFacts, digest: str, name: str, request_id: str, want: Creat
     }
 
 
+async def create_named(world: World, pool: PoolFacts, digest: str, names: Sequence[str], want: CreateVM) -> str:
+    """Write the intent under the first of these names that is not somebody else's; return that name.
+
+    Done twice it makes one VM: an object of the same name and request id is the one that was meant. Raises KubeError.
+    """
+    assert want.request_id, "a namesake is known by its request id"
+    for name in names:
+        if any(entry.key[0] != pool.namespace for entry in world.vms.by_index(BY_NAME, name)):
+            continue
+        body = new_vm(pool, digest, name, want.request_id, want)
+        try:
+            world.vms.saw(await _create(world, pool.namespace, name, want.request_id, body))
+        except AlreadyExists:
+            continue
+        return name
+    raise KubeError(f"none of the names {', '.join(names)} is free for a PooledVM")
+
+
+async def resume(world: World, vm: VM, now: datetime) -> None:
+    """Bring a Quarantined VM back to Pending as its next attempt, with the machine that it has.
+
+    The ledger begins anew: making the machine is done at once, so the time to become usable counts from now. Raises
+    ``Conflict`` when the VM has changed since it was decided on.
+    """
+    made = StepFacts(Step.CREATE, now, now if vm.machine_id else None)
+    changes = into_phase(Phase.PENDING, now) | {
+        "attempt": vm.attempt + 1,
+        "reason": None,
+        "message": None,
+        "expiresAt": None,
+        "steps": [_step(made)],
+    }
+    # Before the write: once it is Pending again, an old verdict would end it at once.
+    world.sights.begin_anew(vm.uid)
+    await write_status(world, vm, changes, decided=True)
+
+
+async def destroy_anew(world: World, vm: VM) -> None:
+    """Make the destruction of a Completed VM due at once, as its next attempt. Raises ``Conflict`` as ``resume``."""
+    step = StepFacts(Step.DESTROY, vm.step(Step.DESTROY).started_at)
+    world.sights.begin_anew(vm.uid)
+    await write_status(world, vm, {"attempt": vm.attempt + 1, "steps": ledger(vm, step)}, decided=True)
+
+
 async def write_status(world: World, vm: VM, changes: dict[str, Any], *, decided: bool) -> None:
     """Patch a PooledVM's status.
 

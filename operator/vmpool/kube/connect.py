@@ -6,11 +6,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from kubernetes.aio import config
 from prometheus_client import Counter
 
 from vmpool.api import keys
 from vmpool.kube.client import Client, ClientSettings, RequestSeen
-from vmpool.kube.errors import KubeError
+from vmpool.kube.errors import KubeError, Unreachable
 from vmpool.kube.kinds import CONFIGMAPS
 from vmpool.settings import Settings
 
@@ -52,3 +53,18 @@ def _counted(requests: Counter) -> Callable[[RequestSeen], None]:
         requests.labels(seen.method, resource, seen.status).inc()
 
     return count
+
+
+async def context_namespace(path: str, context: str = "") -> str:
+    """Return the namespace that a kubeconfig's context names (by default the current one); ``default`` without any.
+
+    Raises ``Unreachable`` when the file is missing or makes no sense, or has no such context.
+    """
+    try:
+        contexts, current = await asyncio.to_thread(config.list_kube_config_contexts, path)
+    except config.ConfigException as error:
+        raise Unreachable(f"kubeconfig {path}: {error}") from error
+    chosen = next((one for one in contexts if one["name"] == context), None) if context else current
+    if chosen is None:
+        raise Unreachable(f"kubeconfig {path}: it has no context {context!r}")
+    return str(chosen["context"].get("namespace") or "default")

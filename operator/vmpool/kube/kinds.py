@@ -3,7 +3,17 @@
 from typing import Final
 
 from vmpool.api import keys
-from vmpool.api.crd import CLAIM, POOL, PROVIDER, VM, Kind
+from vmpool.api.crd import (
+    CLAIM,
+    DEAD_LETTER,
+    DEAD_LETTER_QUEUE,
+    HEALTH_POLICY,
+    POOL,
+    PROVIDER,
+    PURGE_POLICY,
+    VM,
+    Kind,
+)
 from vmpool.kube.resource import Resource
 
 
@@ -19,6 +29,10 @@ VMPOOLS: Final = _ours(POOL)
 POOLEDVMS: Final = _ours(VM)
 VMPROVIDERS: Final = _ours(PROVIDER)
 VMCLAIMS: Final = _ours(CLAIM)
+DEAD_LETTER_QUEUES: Final = _ours(DEAD_LETTER_QUEUE)
+DEAD_LETTERS: Final = _ours(DEAD_LETTER)
+PURGE_POLICIES: Final = _ours(PURGE_POLICY)
+HEALTH_POLICIES: Final = _ours(HEALTH_POLICY)
 CRDS: Final = _cluster_wide("apiextensions.k8s.io", "customresourcedefinitions", "CustomResourceDefinition")
 ADMISSION_POLICIES: Final = _cluster_wide(
     "admissionregistration.k8s.io", "validatingadmissionpolicies", "ValidatingAdmissionPolicy"

@@ -31,6 +31,15 @@ class ClaimPhase(StrEnum):
         return self not in (ClaimPhase.PENDING, ClaimPhase.BOUND)
 
 
+class LetterPhase(StrEnum):
+    """The stored word of what became of a DeadLetter."""
+
+    KEPT = "Kept"
+    REDRIVEN = "Redriven"
+    NOT_NEEDED = "NotNeeded"
+    REFUSED = "Refused"
+
+
 @dataclass(frozen=True, slots=True)
 class Transition:
     """One legal step of a VM's life."""

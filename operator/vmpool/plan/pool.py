@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from vmpool.api.meta import resolve
+from vmpool.plan import purge
 from vmpool.plan.actions import Action, Complete, CreateVM, EndClaim, Quarantine
+from vmpool.plan.letters import is_poison, poisoned
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.snapshot import PLANNED, REPLACED, VM, Failed, PoolSnapshot, ProviderFacts, Reason
 from vmpool.plan.stale import recycled_at, reset_until, stale_reason
@@ -67,6 +69,7 @@ def plan_pool(seen: PoolSnapshot, now: datetime) -> Plan:
     creates, held_back = _creates(seen, live, failing, len(stale), now)
     settled = _unique(
         (
+            *purge.ends(seen),
             *_settle_failures(seen, failing, steps, now),
             *_evict(seen),
             *(Complete(vm, reason, message) for vm, reason, message in leaving if vm.uid not in seen.busy),
@@ -74,9 +77,11 @@ def plan_pool(seen: PoolSnapshot, now: datetime) -> Plan:
     )
     # What is decided on stays untouched also where limits.deletes defers it to a later round.
     decided = {action.vm.uid for action in settled} | seen.busy
+    again = purge.begin_anew(seen)
+    decided |= {action.vm.uid for action in again}
     own = [action for vm in seen.vms if vm.uid not in decided and (action := steps[vm.uid].action) is not None]
     return Plan(
-        actions=(*settled[: seen.pool.spec.limits.deletes], *own, *creates),
+        actions=(*settled[: seen.pool.spec.limits.deletes], *again, *own, *creates),
         counts=_count(seen, live, stale),
         held_back=held_back,
         wake_at=_wake_at(seen, (*recycled.values(), *_wakes(steps.values())), now),
@@ -195,6 +200,10 @@ def _create_bounds(
         bounds.append((most - len(live) - creating - replaced, "update.maxSurge is reached"))
     if now < reset_until(seen, now):
         bounds.append((0, "spec.resetBefore is this very second"))
+    if seen.poison is not None and is_poison(seen.poison, seen.poison_limit):
+        bounds.append((0, poisoned(seen.poison)))
+    if seen.creates_paused:
+        bounds.append((0, seen.creates_paused))
     if creation is not None:
         why = f"after {creation.failures} failures in a row" if creation.failures else "after a failure"
         # What waits for a provider that cannot be reached must not stop creation elsewhere.

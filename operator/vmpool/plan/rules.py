@@ -47,6 +47,16 @@ def vmclaim_rules() -> tuple[Rule, ...]:
     )
 
 
+LETTER_IDENTITY = ("queue", "vm", "vmUid", "pool", "poolUid", "queueFrom", "failedAt", "fingerprint", "errorMessage")
+"""Fields of a DeadLetter by which everybody finds and counts it."""
+
+
+def letter_rules() -> tuple[Rule, ...]:
+    """Return the root rules of DeadLetter: what happened is fixed, only the action is for people."""
+    same = " && ".join(f"self.spec.{field} == oldSelf.spec.{field}" for field in LETTER_IDENTITY)
+    return (_rule(same, "a dead letter tells what has happened: only its action may be changed", ".spec"),)
+
+
 def pooledvm_rules() -> tuple[Rule, ...]:
     """Return the rules (a) to (i) of the design, in that order."""
     table = successors_map()

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from vmpool.api.claim import VMClaimSpec, VMClaimStatus
-from vmpool.api.pool import Creation, VMPoolSpec, VMPoolStatus
+from vmpool.api.conditions import Condition
+from vmpool.api.pool import Creation, Poisoned, VMPoolSpec, VMPoolStatus
 from vmpool.plan.lifecycle import Phase
 
 BEGINNING = datetime.fromtimestamp(0, UTC)
@@ -41,6 +42,8 @@ class Reason(StrEnum):
     QUARANTINE_ENDED = "QuarantineEnded"
     STRAGGLER = "Straggler"
     POOL_RESET = "PoolReset"
+    PURGED = "Purged"
+    PURGED_PENDING = "PurgedPending"
     MACHINE_GONE = "MachineGone"
     MACHINE_FAILED = "MachineFailed"
     PENDING_TIMEOUT = "PendingTimeout"
@@ -60,6 +63,7 @@ PLANNED = frozenset(
         Reason.QUARANTINE_ENDED,
         Reason.STRAGGLER,
         Reason.POOL_RESET,
+        Reason.PURGED,
     }
 )
 """Reasons that are nobody's failure."""
@@ -142,6 +146,10 @@ class VM:
     steps: tuple[StepFacts, ...] = ()
     claim_missing: bool = False
     """Whether its owner was told that the VMClaim behind it is not there."""
+    attempt: int = 1
+    """Counts up when a quarantined VM is redriven."""
+    purge_exempt: bool = False
+    """Whether somebody has asked that no purge policy removes it."""
 
     @property
     def since(self) -> datetime:
@@ -283,6 +291,22 @@ class VMClaim:
 
 
 @dataclass(frozen=True, slots=True)
+class Purge:
+    """A purge policy's wish to remove one VM."""
+
+    phase: str
+    """The phase that it was found in: in another one it is not too old any more."""
+    message: str
+    """Its age and the limit, in one sentence."""
+    failed: bool
+    """Whether being too old is a failure, to be kept as a dead letter."""
+    at: datetime = BEGINNING
+    """When it was ordered."""
+    retries: int = 0
+    """How often its destruction had failed by then."""
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSnapshot:
     """Everything that one round of a pool decides on."""
 
@@ -303,6 +327,18 @@ class PoolSnapshot:
     outlook: Outlook = NO_OUTLOOK
     waiting: int = 0
     """VMs that waiting claims ask for on top."""
+    poison: Poisoned | None = None
+    """The failure that comes again and again; None while there is none, or nothing keeps the pool's failures."""
+    poison_limit: int = 0
+    """How often it may come before creates stop; 0 for ever."""
+    creates_paused: str = ""
+    """Why a policy lets nothing be created, in a clause; empty when none does."""
+    purges: Mapping[str, "Purge"] = field(default_factory=dict)
+    """What a purge policy wants removed, by PooledVM uid."""
+    missing: tuple[str, ...] = ()
+    """What the pool names and what does not exist, as ``Kind name``."""
+    health: tuple[Condition, ...] = ()
+    """The conditions of the pool's health policy; empty without one."""
     name_taken: str = ""
     """The older pool that has this one's ``restName`` already, as ``namespace/name``; empty when there is none."""
 

@@ -4,14 +4,15 @@ Nothing here changes without a change: no ages, no positions, so that an idle po
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from vmpool.api import keys
-from vmpool.api.conditions import ConditionType, find, merge, observed
+from vmpool.api.conditions import Condition, ConditionType, find, merge, observed
 from vmpool.api.pool import Failure, VMPoolStatus
 from vmpool.plan.actions import CreateVM
 from vmpool.plan.demand import NAME_TAKEN
+from vmpool.plan.letters import is_poison, poisoned
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.pool import Plan
 from vmpool.plan.snapshot import PoolSnapshot, ProviderFacts, Step
@@ -42,6 +43,7 @@ def pool_status(
         new.append(observed(ConditionType.RECONCILING, True, reason, message, generation=generation, now=now))
     if seen.name_taken and not any(one.type == ConditionType.STALLED for one in new):
         new.append(observed(ConditionType.STALLED, True, *_name_taken(seen), generation=generation, now=now))
+    new.extend(_policies(seen, now))
     return VMPoolStatus(
         observed_generation=generation,
         conditions=merge(pool.status.conditions, new, now),
@@ -58,7 +60,30 @@ def pool_status(
         template_digest=seen.digest,
         creation=seen.creation,
         recent_failures=tuple(failures),
+        poison=seen.poison,
     )
+
+
+HEALTH_TYPES = (ConditionType.HEALTHY, ConditionType.DEGRADED, ConditionType.UNHEALTHY)
+
+
+def health_conditions(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
+    """Return those that a health policy has written: they stand until its next check."""
+    return tuple(one for one in conditions if one.type in HEALTH_TYPES)
+
+
+def _policies(seen: PoolSnapshot, now: datetime) -> list[Condition]:
+    """Return the conditions that come from what the pool names."""
+    generation = seen.pool.generation
+    new = list(seen.health)
+    if seen.poison is not None and is_poison(seen.poison, seen.poison_limit):
+        message = poisoned(seen.poison)
+        new.append(observed(ConditionType.POISONED, True, "SameFailure", message, generation=generation, now=now))
+    if seen.missing:
+        where = f"in namespace {seen.pool.namespace}"
+        message = f"{' and '.join(seen.missing)} {'does' if len(seen.missing) == 1 else 'do'} not exist {where}"
+        new.append(observed(ConditionType.POLICY_MISSING, True, "NotFound", message, generation=generation, now=now))
+    return new
 
 
 def _name_taken(seen: PoolSnapshot) -> tuple[str, str]:

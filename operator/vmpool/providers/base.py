@@ -9,7 +9,7 @@ every plug-in to it.
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -128,6 +128,17 @@ class Provider(Protocol):
 
     async def close(self) -> None:
         """Give back sockets and threads. No other call follows."""
+
+
+@runtime_checkable
+class HasConsole(Protocol):
+    """A provider that can show what a machine has printed."""
+
+    async def console(self, machine_id: str) -> str:
+        """Return the end of a machine's console, at most 4 KiB, without control characters.
+
+        Raises MachineNotFound when the id is unknown.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from typing import Protocol, TypeVar
 import pytest
 
 from vmpool.api import keys
-from vmpool.providers.base import Deletion, Machine, MachineRequest, MachineState, Provider
+from vmpool.providers.base import Deletion, HasConsole, Machine, MachineRequest, MachineState, Provider
 from vmpool.providers.errors import (
     CredentialsRefused,
     InvalidTemplate,
@@ -134,6 +134,18 @@ class ProviderConformance:
         assert made.token == want.token
         _assert_tags(made, want.tags)
         assert made.state in {MachineState.CREATING, MachineState.RUNNING}
+
+    async def test_a_console_can_be_read_and_belongs_to_one_machine(self, harness: Harness) -> None:
+        """What was printed is bounded and fit for a terminal; an unknown machine is not found."""
+        provider = harness.provider
+        if not isinstance(provider, HasConsole):
+            pytest.skip("it shows no console")
+        made = await provider.ensure(_fresh(harness))
+        text = await provider.console(made.id)
+        assert len(text) <= 4096
+        assert all(one.isprintable() or one in "\n\t" for one in text)
+        with pytest.raises(MachineNotFound):
+            await provider.console("no-such-machine")
 
     async def test_get_and_find_show_the_machine(self, harness: Harness) -> None:
         want = _fresh(harness)

@@ -42,6 +42,7 @@ GONE: Final = "Gone"
 """State of a machine whose deletion was done at once."""
 MAX_IDENTITY: Final = 253
 MAX_PAGES: Final = 100_000
+CONSOLE_CHARACTERS: Final = 4096
 """A listing that is longer is taken for a cloud that pages in circles."""
 MAX_QUOTED: Final = 300
 """Characters of the cloud's own words in an error message."""
@@ -168,6 +169,12 @@ class SimulatedProvider:
         if answer.get("state") not in {MachineState.DELETING, GONE}:
             raise Unavailable("the cloud's answer to a delete is not understood")
         return Deletion.GONE if answer["state"] == GONE else Deletion.STARTED
+
+    async def console(self, machine_id: str) -> str:
+        """Return the end of what a machine has printed."""
+        answer = await self._call("GET", f"{_path(machine_id)}/console")
+        text = str(answer.get("console") or "")
+        return "".join(one for one in text if one.isprintable() or one in "\n\t")[-CONSOLE_CHARACTERS:]
 
     async def close(self) -> None:
         """Close the connections."""

@@ -11,7 +11,7 @@ from typing import Any
 import kopf
 
 from vmpool.api import keys
-from vmpool.api.crd import POOL, PROVIDER
+from vmpool.api.crd import DEAD_LETTER_QUEUE, HEALTH_POLICY, POOL, PROVIDER, PURGE_POLICY
 from vmpool.kube.client import Client
 from vmpool.kube.connection import connection
 
@@ -52,5 +52,5 @@ def register(registry: kopf.OperatorRegistry, wake: Callable[[str], None], clien
     async def seen(meta: Mapping[str, Any], **_: Any) -> None:
         wake(meta["uid"])
 
-    for kind in (POOL, PROVIDER):
+    for kind in (POOL, PROVIDER, DEAD_LETTER_QUEUE, PURGE_POLICY, HEALTH_POLICY):
         kopf.on.event(keys.GROUP, keys.VERSION, kind.plural, id=f"wake-{kind.singular}", registry=registry)(seen)

@@ -14,12 +14,30 @@ from prometheus_client import CollectorRegistry
 
 from vmpool.api import keys
 from vmpool.engine.engine import Engine
-from vmpool.engine.facts import claim_facts, pool_facts, provider_object, vm_facts
-from vmpool.engine.world import VM_INDEXES, World
+from vmpool.engine.facts import (
+    claim_facts,
+    health_object,
+    letter_facts,
+    pool_facts,
+    provider_object,
+    purge_object,
+    queue_object,
+    vm_facts,
+)
+from vmpool.engine.world import LETTER_INDEXES, VM_INDEXES, World
 from vmpool.kube.client import Client, ClientSettings
 from vmpool.kube.connect import connect, keep_clock
 from vmpool.kube.events import EventRecorder, EventSettings
-from vmpool.kube.kinds import POOLEDVMS, VMCLAIMS, VMPOOLS, VMPROVIDERS
+from vmpool.kube.kinds import (
+    DEAD_LETTER_QUEUES,
+    DEAD_LETTERS,
+    HEALTH_POLICIES,
+    POOLEDVMS,
+    PURGE_POLICIES,
+    VMCLAIMS,
+    VMPOOLS,
+    VMPROVIDERS,
+)
 from vmpool.kube.lease import Lease, LeaseLost, LeaseSettings, new_identity
 from vmpool.kube.mirror import Mirror, MirrorSettings, Selection
 from vmpool.rim import probes
@@ -152,6 +170,10 @@ class Process:
             vms=Mirror(client, Selection(POOLEDVMS, namespace), vm_facts, bounds, VM_INDEXES),
             providers=Mirror(client, Selection(VMPROVIDERS, namespace), provider_object, bounds),
             claims=Mirror(client, Selection(VMCLAIMS, namespace), claim_facts, bounds),
+            queues=Mirror(client, Selection(DEAD_LETTER_QUEUES, namespace), queue_object, bounds),
+            letters=Mirror(client, Selection(DEAD_LETTERS, namespace), letter_facts, bounds, LETTER_INDEXES),
+            purge_policies=Mirror(client, Selection(PURGE_POLICIES, namespace), purge_object, bounds),
+            health_policies=Mirror(client, Selection(HEALTH_POLICIES, namespace), health_object, bounds),
         )
 
     async def _frame(self, client: Client, engine: Engine) -> None:

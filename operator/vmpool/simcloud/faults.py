@@ -47,6 +47,7 @@ class Operation(StrEnum):
     DELETE = "delete"
     TAGS = "tags"
     POWER = "power"
+    CONSOLE = "console"
 
 
 class Action(StrEnum):

@@ -255,6 +255,19 @@ class Machine:
             "createdAt": self.created_at,
         }
 
+    def console(self, now: float) -> str:
+        """Return what it has printed by ``now``, a line for each thing that has happened to it."""
+        happened = [
+            (self.created_at, f"firmware: {self.name} starts from image {self.image}"),
+            (self.boot_at, "network: no answer to any request, will try for ever" if self.never_ready else ""),
+            (self.boot_at, "" if self.never_ready else f"network: {self.address} is up\n{self.name} login:"),
+            (self.fail_at, f"kernel: panic: {self.fail_message}"),
+            (self.delete_at, "power: going down"),
+        ]
+        said = [(at, line) for at, line in happened if line and at <= min(now, self.gone_at)]
+        ended = min(self.fail_at, self.delete_at)
+        return "".join(f"{line}\n" for at, line in sorted(said) if at <= ended)
+
     def history(self, now: float) -> dict[str, Any]:
         """Return all that the ledger knows of it; times that never come are null."""
         return {

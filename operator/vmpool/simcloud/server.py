@@ -133,6 +133,7 @@ class Machines:
             web.post("/v1/machines", self.create),
             web.get("/v1/machines", self.page),
             web.get("/v1/machines/{id}", self.get),
+            web.get("/v1/machines/{id}/console", self.console),
             web.delete("/v1/machines/{id}", self.delete),
             web.put("/v1/machines/{id}/tags", self.put_tags),
             web.post("/v1/machines/{id}/power", self.power),
@@ -170,6 +171,12 @@ class Machines:
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Show one machine."""
         return await self._on_machine(request, Operation.GET, _shown)
+
+    async def console(self, request: web.Request) -> web.StreamResponse:
+        """Show what a machine has printed."""
+        return await self._on_machine(
+            request, Operation.CONSOLE, lambda machine: answer({"console": machine.console(self._ledger.now())})
+        )
 
     async def put_tags(self, request: web.Request) -> web.StreamResponse:
         """Merge tags into a machine's."""

@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from vmpool.telemetry.reliability import ReliabilityMetrics, drop
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
 
 
@@ -69,11 +71,11 @@ class Metrics:
         )
         self.relists = Gauge("vmpool_relists", "Full lists made by a mirror.", ("kind",), registry=r)
         self.clock_skew = Gauge("vmpool_clock_skew_seconds", "Our clock minus the API server's.", registry=r)
+        self.reliability = ReliabilityMetrics(r)
         self.leader = Gauge("vmpool_leader", "1 while this process holds the lease.", registry=r)
 
     def drop_pool(self, namespace: str, pool: str) -> None:
         """Forget the levels of a pool that is gone; its counters stay, as counters do."""
         for gauge in (self.vms, self.desired, self.claims_waiting):
-            for labels in [sample.labels for metric in gauge.collect() for sample in metric.samples]:
-                if (labels["namespace"], labels["pool"]) == (namespace, pool):
-                    gauge.remove(*labels.values())
+            drop(gauge, namespace=namespace, pool=pool)
+        self.reliability.drop_pool(namespace, pool)

@@ -63,4 +63,5 @@ def test_reasons_that_are_nobodys_failure() -> None:
         Reason.MACHINE_FAILED,
         Reason.PENDING_TIMEOUT,
         Reason.NOT_ANSWERING,
+        Reason.PURGED_PENDING,
     }

@@ -1,0 +1,147 @@
+"""Write dead letters: with what can still be found out, at a bounded rate, once for each failure."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from vmpool.api import keys
+from vmpool.api.deadletter import MAX_DIAGNOSTICS, DeadLetterSpec, Diagnostics
+from vmpool.api.pool import Failure
+from vmpool.engine.world import Refusal, World
+from vmpool.kube.errors import AlreadyExists, KubeError, NamespaceTerminating, OutcomeUnknown
+from vmpool.kube.kinds import DEAD_LETTERS
+from vmpool.kube.resource import Json
+from vmpool.plan.letters import attempts_of, fingerprint, letter_name, queue_of, shortened
+from vmpool.plan.snapshot import VM, PoolFacts, Sight
+from vmpool.telemetry import logs
+
+log = logs.get(__name__)
+
+REFUSED_CODES = frozenset({404, 405, 413, 422})
+"""The server will never take this letter: the kind is not there, the letter is too large, or it is invalid."""
+UNKNOWN_TRIES = 3
+"""How often a letter without an answer is sent again before the failure is handled anew."""
+
+
+class Letters:
+    """The one way to a new DeadLetter. Bounded: so many at once, and so many a second."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._turns = asyncio.Semaphore(world.settings.letters_in_flight)
+        self._free_at = 0.0
+
+    async def write(self, pool: PoolFacts, vm: VM, failure: Failure) -> Refusal | None:
+        """Write the letter of a failure into the pool's queue; a letter that is there already is the same one.
+
+        Returns why when the server refuses it for good: then the failure is logged whole and counted, and the work
+        goes on. Raises KubeError when the server cannot be asked now: then nothing may end yet.
+        """
+        assert pool.spec.dead_letter_queue is not None, "only a pool that names a queue has letters"
+        async with self._turns:
+            await self._pace()
+            found = await self._diagnostics(vm)
+            body = letter(pool, vm, failure, found)
+            try:
+                await self._create(pool.namespace, body)
+            except KubeError as error:
+                if error.status in REFUSED_CODES or isinstance(error, NamespaceTerminating):
+                    return self._refused(body, error)
+                raise
+        queue = body["spec"]["queueFrom"]
+        self._world.metrics.reliability.letters_written.labels(pool.namespace, pool.spec.dead_letter_queue, queue).inc()
+        log.warning(
+            f"[!] [dlq] Moved '{vm.name}' from '{queue}' queue to DLQ: {failure.message}",
+            pool=f"{pool.namespace}/{pool.name}",
+            letter=body["metadata"]["name"],
+        )
+        return None
+
+    async def _create(self, namespace: str, body: Json) -> None:
+        for _ in range(UNKNOWN_TRIES):
+            try:
+                self._world.letters.saw(await self._world.client.create(DEAD_LETTERS, namespace, body))
+                return
+            except AlreadyExists:
+                return
+            except OutcomeUnknown:
+                continue
+        raise KubeError(f"no answer to the creation of DeadLetter {body['metadata']['name']}")
+
+    async def _pace(self) -> None:
+        """Wait for the next free moment: a thousand failures at once must not flood the API server."""
+        now = time.monotonic()
+        mine = max(now, self._free_at)
+        self._free_at = mine + 1 / self._world.settings.letters_per_second
+        if mine > now:
+            await asyncio.sleep(mine - now)
+
+    def _refused(self, body: Json, error: KubeError) -> Refusal:
+        self._world.metrics.lost_letters.inc()
+        log.error("dead_letter_refused", error=str(error), letter=body)
+        return Refusal(str(error))
+
+    async def _diagnostics(self, vm: VM) -> Diagnostics:
+        """Return what is known of the machine, and the end of its console where the provider has one."""
+        sight = self._world.sights.of(vm.uid)
+        console, missing = "", ""
+        view = self._world.views.get((vm.namespace, vm.provider))
+        if vm.machine_id and view is not None:
+            limit = timedelta(seconds=self._world.settings.diagnostics_seconds)
+            console, missing = await view.console(vm.machine_id, limit)
+        return Diagnostics(
+            console=console[-MAX_DIAGNOSTICS // 2 :],
+            machine=shortened((f"machine {vm.machine_id}" if vm.machine_id else "", sight.state, sight.message), 1024),
+            probe=_probes(sight),
+            missing=missing[:1024],
+        )
+
+
+def _probes(sight: Sight) -> str:
+    if sight.probed_at is None:
+        return ""
+    how = "answered" if sight.probe_ok else f"not answered, {sight.probe_failures} in a row"
+    return f"last probe {sight.probed_at.isoformat(timespec='seconds')}: {how}"
+
+
+def letter(pool: PoolFacts, vm: VM, failure: Failure, found: Diagnostics) -> Json:
+    """Return the body of the DeadLetter of a failure."""
+    queue = queue_of(vm, failure.step)
+    print_of = fingerprint(vm, failure.step, failure.error_class, failure.message)
+    assert pool.spec.dead_letter_queue is not None, "only a pool that names a queue has letters"
+    spec = DeadLetterSpec(
+        queue=pool.spec.dead_letter_queue,
+        vm=vm.name,
+        vm_uid=vm.uid,
+        pool=pool.name,
+        pool_uid=pool.uid,
+        queue_from=queue.value,
+        error_class=failure.error_class,
+        error_message=failure.message,
+        failed_at=failure.failed_at,
+        retry_count=vm.retry_count,
+        request_id=vm.request_id,
+        pool_alias=pool.spec.aliases[0] if pool.spec.aliases else "",
+        provider=vm.provider,
+        step=failure.step,
+        template_digest=vm.digest,
+        machine_id=vm.machine_id,
+        attempt=vm.attempt,
+        attempts=attempts_of(vm, failure),
+        fingerprint=print_of,
+        diagnostics=found,
+    )
+    labels: Mapping[str, Any] = {
+        keys.LABEL_POOL: pool.name,
+        keys.LABEL_QUEUE: queue.value,
+        keys.LABEL_DEAD_LETTER_QUEUE: pool.spec.dead_letter_queue,
+        keys.LABEL_FINGERPRINT: print_of,
+    }
+    return {
+        "apiVersion": keys.API_VERSION,
+        "kind": DEAD_LETTERS.kind,
+        "metadata": {"name": letter_name(vm, queue), "namespace": pool.namespace, "labels": labels},
+        "spec": spec.wire(),
+    }

@@ -1,0 +1,125 @@
+"""Carry out redrives: the effect first, then the answer on the letter, so that a death in between repeats neither."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from vmpool.api.meta import format_time
+from vmpool.engine import writes
+from vmpool.engine.binding import learn
+from vmpool.engine.world import World
+from vmpool.kube.errors import Conflict, NotFound
+from vmpool.kube.kinds import DEAD_LETTERS
+from vmpool.kube.mirror import Mirror
+from vmpool.plan.actions import CreateVM
+from vmpool.plan.lifecycle import LetterPhase
+from vmpool.plan.policies import Letter, Queue
+from vmpool.plan.redrive import (
+    Conclude,
+    Decision,
+    DestroyAnew,
+    Later,
+    Redrive,
+    Resume,
+    Succeed,
+    decide,
+    destroys,
+    resumed,
+    succeeded,
+)
+from vmpool.telemetry import logs
+
+log = logs.get(__name__)
+
+MESSAGE_MAX = 1024
+
+
+async def redrive(world: World, letter: Letter, now: datetime) -> Conclude | Later:
+    """Do what a letter asks for, and say on it what became of it; return that.
+
+    Raises ``Conflict`` when somebody was quicker, and ``NotFound`` when the letter or its VM has gone meanwhile: look
+    again. Other KubeErrors say nothing about the letter.
+    """
+    pool = world.pools.by_name(letter.namespace, letter.pool)
+    if pool is not None and pool.fact is None:
+        return Later(f"VMPool {letter.pool} cannot be read by this release")
+    decision = decide(_seen(world, letter))
+    try:
+        answer = await _carry_out(world, decision, now)
+    except Conflict:
+        vm = world.vm(letter.vm_uid)
+        if vm is not None:
+            await learn(world.vms, vm)
+        raise
+    if isinstance(answer, Later):
+        return answer
+    if answer.phase != LetterPhase.REFUSED and letter.queue_from != Queue.TASKS:
+        # After the successor is there: else the pool, free to create again, would fill its place a second time.
+        world.forgive(letter.pool_uid)
+    await _answer(world, letter, answer, now)
+    log.info("redriven", letter=str(letter.name), phase=answer.phase, why=answer.message)
+    return answer
+
+
+def _seen(world: World, letter: Letter) -> Redrive:
+    entry = world.pools.by_name(letter.namespace, letter.pool)
+    pool = entry.fact if entry is not None else None
+    views = (
+        {share.name: world.views.get((letter.namespace, share.name)) for share in pool.spec.providers} if pool else {}
+    )
+    return Redrive(
+        letter=letter,
+        vm=world.vm(letter.vm_uid),
+        pool=pool,
+        vms=world.vms_of_pool(letter.pool_uid),
+        waiting=world.waiting(letter.pool_uid),
+        providers={name: view.facts() for name, view in views.items() if view is not None},
+    )
+
+
+async def _carry_out(world: World, decision: Decision, now: datetime) -> Conclude | Later:
+    match decision:
+        case Resume(vm):
+            await writes.resume(world, vm, now)
+            return Conclude(LetterPhase.REDRIVEN, resumed(vm), vm.name)
+        case DestroyAnew(vm):
+            await writes.destroy_anew(world, vm)
+            return Conclude(LetterPhase.REDRIVEN, destroys(vm), vm.name)
+        case Succeed(pool, digest, names, provider, request_id, retry_count):
+            want = CreateVM(provider, request_id, retry_count)
+            name = await writes.create_named(world, pool, digest, names, want)
+            return Conclude(LetterPhase.REDRIVEN, succeeded(name), name)
+        case _:
+            return decision
+
+
+async def _answer(world: World, letter: Letter, answer: Conclude, now: datetime) -> None:
+    status = {
+        "phase": answer.phase.value,
+        "observedGeneration": letter.generation,
+        "message": answer.message[:MESSAGE_MAX],
+        "handledAt": format_time(now),
+        "successor": answer.successor or None,
+    }
+    await write_letter(world, letter, status)
+
+
+async def write_letter(world: World, letter: Letter, status: Mapping[str, object]) -> None:
+    """Patch a letter's status on the very version that was decided on. Raises ``Conflict`` and ``NotFound``."""
+    body = {"metadata": {"uid": letter.uid, "resourceVersion": letter.resource_version}, "status": status}
+    try:
+        written = await world.client.patch_merge(DEAD_LETTERS, letter.namespace, letter.name, body, "status")
+    except NotFound:
+        world.letters.saw_deleted(letter.uid, letter.resource_version)
+        raise
+    except Conflict:
+        await learn_letter(world.letters, letter)
+        raise
+    world.letters.saw(written)
+
+
+async def learn_letter(letters: Mirror[Letter], letter: Letter) -> None:
+    """Look what became of a letter that has changed. Raises KubeError when that cannot be known now."""
+    try:
+        await letters.quorum_get(letter.namespace, letter.name)
+    except NotFound:
+        letters.saw_deleted(letter.uid, letter.resource_version)
