@@ -97,10 +97,14 @@ class Settings(BaseSettings):
     waits no longer, and no more of them are in memory as a whole."""
     archive_seconds: float = Field(default=30.0, ge=0.1, le=600.0)
     """How long an archive may take to store one batch of dead letters; then it counts as out of reach."""
+    diagnostics_in_flight: int = Field(default=4, ge=0, le=100)
+    """Most consoles of one provider that are read at once for diagnostics; more are left out."""
     diagnostics_seconds: float = Field(default=5.0, ge=0.1, le=60.0)
     """How long the diagnostics of a failed machine may take; what is not there by then is left out."""
-    purge_cycle_seconds: float = Field(default=60.0, ge=0.1, le=3600.0)
+    purge_cycle_seconds: float = Field(default=600.0, ge=0.1, le=3600.0)
     """How long a purge waits for the pools to remove what is too old; what is left then waits for the next cycle."""
+    purge_start_seconds: float = Field(default=60.0, ge=0.0, le=3600.0)
+    """How long the first purge after a start waits for a provider, or a pool's health, that nobody has looked at."""
     purge_look_seconds: float = Field(default=5.0, ge=0.1, le=600.0)
     """How often a purge policy looks, between its cycles, which pools name it and what pauses it."""
     claim_policy_margin_seconds: float = Field(default=10.0, ge=0.0, le=3600.0)

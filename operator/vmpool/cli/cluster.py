@@ -63,7 +63,7 @@ def in_cluster(kubeconfig: str, context: str, namespace: str, work: Callable[[Cl
     try:
         return asyncio.run(run())
     except (Mistake, KubeError) as error:
-        problems.print(f"[red]{type(error).__name__ if isinstance(error, KubeError) else 'error'}:[/] {error}")
+        problems.print(f"error: {error}", markup=False)
         raise typer.Exit(1) from None
 
 

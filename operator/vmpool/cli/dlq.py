@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import orjson
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from vmpool.cli.cluster import AllNamespaces, Cluster, Context, Kubeconfig, Mistake, Namespace, in_cluster, out, text
@@ -73,7 +74,7 @@ def show(
     found = in_cluster(kubeconfig, context, namespace, lambda cluster: cluster.one(DEAD_LETTERS, name))
     spec, status = found["spec"], found.get("status") or {}
     out.print(f"[bold]{name}[/]: {spec['errorClass']} at step {spec['step']}")
-    out.print(f"  {spec['errorMessage']}")
+    out.print(f"  {spec['errorMessage']}", markup=False)
     table = Table.grid(padding=(0, 2))
     for label, value in (
         ("vm", spec["vm"]),
@@ -88,10 +89,10 @@ def show(
         ("status", f"{text(status.get('phase'))} {text(status.get('message'))}".strip()),
     ):
         if value:
-            table.add_row(f"  {label}", value)
+            table.add_row(f"  {label}", escape(value))
     out.print(table)
     for attempt in spec.get("attempts", ()):
-        out.print(f"  {attempt['at']}  {attempt['reason']}: {attempt['message']}")
+        out.print(f"  {attempt['at']}  {attempt['reason']}: {attempt['message']}", markup=False)
     for label, value in (spec.get("diagnostics") or {}).items():
         if value:
             out.print(f"[bold]{label}[/]")
@@ -170,12 +171,15 @@ def _act(action: str, names: list[str] | None, fields: str, selector: str, where
 
     async def work(cluster: Cluster) -> int:
         chosen = names or [one["metadata"]["name"] for one in await _matching(cluster, fields, selector)]
+        count = 0
         for name in chosen:
             try:
                 await cluster.client.patch_merge(DEAD_LETTERS, cluster.namespace, name, {"spec": {"action": action}})
+                count += 1
             except NotFound:
-                raise Mistake(f"there is no DeadLetter {name} in namespace {cluster.namespace}") from None
-        return len(chosen)
+                if names:
+                    raise Mistake(f"there is no DeadLetter {name} in namespace {cluster.namespace}") from None
+        return count
 
     count = in_cluster(kubeconfig, context, namespace, work)
     out.print(f"{action} asked for {count} {'letter' if count == 1 else 'letters'}")
@@ -218,7 +222,7 @@ def _table(letters: list[Json], *, everywhere: bool) -> Table:
             text(spec.get("retryCount", 0)),
             text((one.get("status") or {}).get("phase")),
             _age(spec["failedAt"]),
-            spec["errorMessage"],
+            escape(spec["errorMessage"]),
         )
     return table
 
@@ -231,7 +235,7 @@ def _groups(letters: list[Json]) -> Table:
         table.add_column(head, overflow="ellipsis", no_wrap=True)
     for fingerprint, count in Counter(one["spec"]["fingerprint"] for one in letters).most_common():
         spec = newest[fingerprint]
-        table.add_row(str(count), fingerprint, spec["queueFrom"], spec["errorClass"], spec["errorMessage"])
+        table.add_row(str(count), fingerprint, spec["queueFrom"], spec["errorClass"], escape(spec["errorMessage"]))
     return table
 
 

@@ -6,7 +6,7 @@ import typer
 import yaml
 
 import vmpool
-from vmpool.cli import demo, dev, dlq, simcloud
+from vmpool.cli import demo, dev, dlq, explain, health, purge, simcloud, simulate
 from vmpool.plan.crds import definitions
 
 app = typer.Typer(
@@ -16,6 +16,10 @@ app = typer.Typer(
 )
 app.add_typer(dev.app, name="dev")
 app.add_typer(dlq.app, name="dlq")
+app.add_typer(purge.app, name="purge")
+app.add_typer(simulate.app, name="simulate")
+app.command(name="health")(health.command)
+app.command(name="explain")(explain.command)
 app.command(name="simcloud", help="Run a small simulated cloud with a durable ledger.")(simcloud.command)
 app.command(name="demo")(demo.command)
 

@@ -7,7 +7,9 @@ readers tell them by uid.
 import asyncio
 import fcntl
 import gzip
+import mmap
 import os
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -24,6 +26,8 @@ from vmpool.settings import Settings
 CHUNK = 1 << 20
 GZIP = 16 + zlib.MAX_WBITS
 SUFFIX = ".jsonl.gz"
+MAGIC = b"\x1f\x8b\x08"
+"""How a gzip member begins."""
 SIZES_KEPT = 32
 """Files whose length after our last write is remembered; older days are checked anew when a letter of theirs comes."""
 
@@ -213,6 +217,11 @@ class FolderArchive:
             end = os.fstat(descriptor).st_size
             if end and end != self._sizes.get(file):
                 end = whole_members(descriptor)
+                if _more_behind(descriptor, end):
+                    # No write that was cut short: something has damaged what was confirmed. It is kept for people.
+                    aside = file.with_name(f"{file.name}.damaged-{time.time_ns()}")
+                    file.rename(aside)
+                    raise ArchiveError(f"archive folder {self.folder}: {file.name} was damaged, it is {aside.name} now")
                 os.ftruncate(descriptor, end)
             try:
                 _write_all(descriptor, member, end)
@@ -247,6 +256,14 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _more_behind(descriptor: int, end: int) -> bool:
+    """Whether another gzip member begins behind the first one that is not whole."""
+    if os.fstat(descriptor).st_size <= end + len(MAGIC):
+        return False
+    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:
+        return content.find(MAGIC, end + 1) >= 0
 
 
 def whole_members(descriptor: int) -> int:

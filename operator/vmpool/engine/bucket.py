@@ -1,6 +1,7 @@
 """An archive of dead letters in an S3-compatible bucket: an object a batch, by day."""
 
 import gzip
+import hashlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 
 KEYS = {"accessKeyId": "access_key_id", "secretAccessKey": "secret_access_key"}
 MESSAGE_MAX = 300
+BATCH_DIGITS = 20
 
 
 class BucketArchive:
-    """``<prefix><namespace>/<queue>/<YYYY-MM-DD>/<uid>-<count>.jsonl.gz``, by the day of the failure in UTC.
+    """``<prefix><namespace>/<queue>/<YYYY-MM-DD>/<batch>-<count>.jsonl.gz``, by the day of the failure in UTC.
 
-    ``uid`` is that of the first letter: a batch that is stored again after a lost answer replaces itself.
+    ``batch`` is a hash of what it holds: one that is stored again after a lost answer replaces itself, and no other.
     """
 
     def __init__(self, spec: Bucket, namespace: str, queue: str, secrets: Secrets, *, timeout: timedelta) -> None:
@@ -47,7 +49,7 @@ class BucketArchive:
         for letter in letters:
             by_day[day_of(letter)].append(letter)
         for day, of_day in sorted(by_day.items()):
-            key = f"{self._place}{day}/{of_day[0]['metadata']['uid']}-{len(of_day)}{SUFFIX}"
+            key = f"{self._place}{day}/{_batch(of_day)}-{len(of_day)}{SUFFIX}"
             lines = b"".join(orjson.dumps(letter) + b"\n" for letter in of_day)
             await self._guarded(partial(obstore.put_async, path=key, file=gzip.compress(lines)))
 
@@ -80,3 +82,9 @@ class BucketArchive:
             client_options={"allow_http": (spec.endpoint or "").startswith("http://"), "timeout": self._timeout},
             retry_config={"max_retries": 0, "retry_timeout": self._timeout},
         )
+
+
+def _batch(letters: Sequence[Json]) -> str:
+    """Return what stands for exactly these versions of these letters."""
+    versions = (f"{one['metadata']['uid']}/{one['metadata'].get('resourceVersion', '')}" for one in letters)
+    return hashlib.sha256("\n".join(versions).encode()).hexdigest()[:BATCH_DIGITS]

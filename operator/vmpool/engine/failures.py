@@ -8,7 +8,7 @@ from vmpool.engine.world import World
 from vmpool.plan import backoff
 from vmpool.plan.actions import Action, Complete, EndClaim, Quarantine
 from vmpool.plan.letters import fingerprint, poisoned_by
-from vmpool.plan.snapshot import VM, PoolFacts, Step
+from vmpool.plan.snapshot import VM, PoolFacts, Reason, Step
 from vmpool.plan.vm import ENDED_MACHINE_GONE
 
 OWED_FOR = timedelta(hours=1)
@@ -37,8 +37,13 @@ class Failures:
         self.poison = None
         return True
 
-    def add(self, world: World, pool: PoolFacts, failure: Failure, *, owed: bool = True) -> bool:
-        """Remember a failure and make it known; False when it was known already. ``owed``: its place is empty now."""
+    def add(
+        self, world: World, pool: PoolFacts, failure: Failure, *, digest: str | None = None, owed: bool = True
+    ) -> bool:
+        """Remember a failure and make it known; False when it was known already. ``owed``: its place is empty now.
+
+        ``digest`` is that of the VM's template: what an older one failed with says nothing of the present one.
+        """
         if self.remembers(failure):
             return False
         self.recent = (failure, *self.recent)[:MAX_RECENT_FAILURES]
@@ -46,12 +51,14 @@ class Failures:
             self._owed[failure.request_id] = (failure.retry_count, failure.failed_at)
         while len(self._owed) > MAX_RECENT_FAILURES:
             del self._owed[next(iter(self._owed))]
-        if failure.step in SLOWS_CREATION:
+        # That it waited for too long says nothing of the next one: its provider may have been out of reach.
+        tells = failure.error_class != Reason.PURGED_PENDING and digest in (None, "", self._digest)
+        if failure.step in SLOWS_CREATION and tells:
             retry = pool.spec.retry
             self.creation = backoff.after_failure(
                 self.creation, failure.failed_at, base=retry.backoff, longest=retry.max_backoff, seed=pool.uid
             )
-        if failure.step in POISONS:
+        if failure.step in POISONS and tells:
             self.poison = poisoned_by(self.poison, failure.fingerprint, failure.message, failure.failed_at)
         world.metrics.failures.labels(pool.namespace, pool.name, failure.step, failure.error_class).inc()
         return True

@@ -78,7 +78,7 @@ class HealthLoop(Loop):
             return now + timedelta(seconds=self.settings.stalled_pause_seconds)
         namespace, name = self.key
         pools = self.world.pools_of_policy(namespace, lambda pool: pool.spec.health_policy, name)
-        due = self._due is None or now >= self._due or policy.generation != self._generation
+        due = self._is_due(policy, now)
         known = {uid: judged.pool.generation for uid, judged in self._judged.items()}
         if due or known != {pool.uid: pool.generation for pool in pools}:
             self._check(policy, pools, now, counts=due)
@@ -86,6 +86,12 @@ class HealthLoop(Loop):
             self._due = now + policy.spec.interval
         await self._write(policy, now)
         return self._due
+
+    def _is_due(self, policy: HealthObject, now: datetime) -> bool:
+        """Whether a check is due: at the start, when the spec changed, and every interval; a clock may go back."""
+        if self._due is None or policy.generation != self._generation:
+            return True
+        return now >= self._due or now < self._due - policy.spec.interval
 
     async def closed(self) -> None:
         """Take the verdicts off the board: without a policy nobody is judged."""
@@ -130,7 +136,9 @@ class HealthLoop(Loop):
         }
         if self._first and (level := LEVEL_OF_WORD.get(before.health, Level.HEALTHY)) > Level.HEALTHY:
             stands = next((one for one in before.conditions if one.status == "True"), None)
-            self._own = restored(level, stands.reason if stands is not None else "", before.message or "", TOTALLED)
+            # Only which limits count as exceeded: the message speaks of single pools too, and the level may be theirs.
+            past = restored(level, stands.reason if stands is not None else "", "", TOTALLED)
+            self._own = State(exceeded=past.exceeded)
 
     def _look(self, policy: HealthObject, pool: PoolFacts, now: datetime, *, counts: bool) -> PoolNumbers:
         """Count one pool, judge it, and put the verdict on the board."""
@@ -150,10 +158,11 @@ class HealthLoop(Loop):
         state = judge(past, pool_readings(found, limits), policy.spec.hysteresis, counts=counts)
         told = state.told
         # Compared by identity: a verdict that still stands is the very same, with the numbers it came with.
-        if before is not None and told is past.told and not _outdated(before, pool, policy):
+        found_now = state.recent[-1]
+        if before is not None and told is past.told and not _outdated(before, pool, policy, found_now):
             verdict = before.verdict
         else:
-            verdict = _verdict(policy, pool, told, now)
+            verdict = _verdict(policy, pool, told, found_now, now)
         self._judged[pool.uid] = Judged(pool, state, filled, verdict)
         if self.world.verdicts.get(pool.uid) != verdict:
             self.world.verdicts[pool.uid] = verdict
@@ -242,15 +251,15 @@ class HealthLoop(Loop):
         metrics.queue_stuck.labels(*labels, Queue.PENDING.value).set(found.stuck)
 
 
-def _verdict(policy: HealthObject, pool: PoolFacts, told: Judgement, now: datetime) -> Verdict:
+def _verdict(policy: HealthObject, pool: PoolFacts, told: Judgement, found: Judgement, now: datetime) -> Verdict:
     conditions = health_of(told.level, reason_of(told.causes), told.message, pool.generation, now)
-    creates, purge = pauses(policy, conditions)
+    creates, purge = pauses(policy, conditions, found)
     return Verdict(conditions, told.level is Level.UNHEALTHY, creates, purge)
 
 
-def _outdated(before: Judged, pool: PoolFacts, policy: HealthObject) -> bool:
+def _outdated(before: Judged, pool: PoolFacts, policy: HealthObject, found: Judgement) -> bool:
     """Whether a verdict speaks of another generation, or its pauses are not what the policy says now."""
     stands = before.verdict
     if before.pool.generation != pool.generation:
         return True
-    return (stands.creates_paused, stands.purge_paused) != pauses(policy, stands.conditions)
+    return (stands.creates_paused, stands.purge_paused) != pauses(policy, stands.conditions, found)

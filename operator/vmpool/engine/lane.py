@@ -139,8 +139,11 @@ class Lane:
         work: Callable[[Provider], Awaitable[T]],
         *,
         limit: timedelta | None = None,
+        judged: bool = True,
     ) -> T:
         """Make one call when it is its turn; ``limit`` replaces the time-out of its class.
+
+        What is not ``judged`` tells the circuit breaker nothing: nobody depends on it.
 
         Raises LaneClosed when it was not made, Unavailable when it took too long, else what the provider raises.
         """
@@ -153,12 +156,14 @@ class Lane:
             self._metrics.lane_waiting.labels(*labels).dec()
         try:
             self._metrics.lane_running.labels(*labels).inc()
-            return await self._guarded(operation, limit or self._timeouts[slots], work)
+            return await self._guarded(operation, limit or self._timeouts[slots], work, judged=judged)
         finally:
             self._metrics.lane_running.labels(*labels).dec()
             waiters.release()
 
-    async def _guarded(self, operation: str, limit: timedelta, work: Callable[[Provider], Awaitable[T]]) -> T:
+    async def _guarded(
+        self, operation: str, limit: timedelta, work: Callable[[Provider], Awaitable[T]], *, judged: bool
+    ) -> T:
         if self._shut:
             raise LaneClosed("the process stops")
         self.breaker = self.breaker.at(datetime.now(UTC))
@@ -172,11 +177,13 @@ class Lane:
         try:
             answer = await self._timed(limit, work, self.session)
             result = "ok"
-            self._judge(None)
+            if judged:
+                self._judge(None)
             return answer
         except ProviderError as error:
             result = error.reason
-            self._judge(error)
+            if judged:
+                self._judge(error)
             raise
         finally:
             self._probing = False

@@ -2,15 +2,17 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from vmpool.api import keys
 from vmpool.api.deadletter import MAX_DIAGNOSTICS, DeadLetterSpec, Diagnostics
 from vmpool.api.pool import Failure
-from vmpool.engine.world import Refusal, World
-from vmpool.kube.errors import AlreadyExists, KubeError, NamespaceTerminating, OutcomeUnknown
+from vmpool.engine.world import Key, Refusal, World
+from vmpool.kube.errors import AlreadyExists, Conflict, KubeError, NamespaceTerminating, OutcomeUnknown
 from vmpool.kube.kinds import DEAD_LETTERS
 from vmpool.kube.resource import Json
 from vmpool.plan.letters import attempts_of, fingerprint, letter_name, queue_of, shortened
@@ -25,6 +27,16 @@ UNKNOWN_TRIES = 3
 """How often a letter without an answer is sent again before the failure is handled anew."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    """Until when a pool's letters are left alone, and why."""
+
+    until: float
+    """On the monotonic clock."""
+    pause: float
+    error: KubeError
+
+
 class Letters:
     """The one way to a new DeadLetter. Bounded: so many at once, and so many a second."""
 
@@ -32,42 +44,65 @@ class Letters:
         self._world = world
         self._turns = asyncio.Semaphore(world.settings.letters_in_flight)
         self._free_at = 0.0
+        self._reading: Counter[Key] = Counter()
+        """Consoles that are being read, by provider."""
+        self._held: dict[str, _Hold] = {}
+        """Pools whose letters the server does not take for now, by uid."""
 
-    async def write(self, pool: PoolFacts, vm: VM, failure: Failure) -> Refusal | None:
-        """Write the letter of a failure into the pool's queue; a letter that is there already is the same one.
+    async def write(self, pool: PoolFacts, vm: VM, failure: Failure) -> Refusal | bool:
+        """Write the letter of a failure into the pool's queue; False: it was there already, and is the same one.
 
         Returns why when the server refuses it for good: then the failure is logged whole and counted, and the work
-        goes on. Raises KubeError when the server cannot be asked now: then nothing may end yet.
+        goes on. Raises Conflict when the VM is not any more what it was (somebody has it, say), and another KubeError
+        when the server does not take the letter now: then nothing may end yet.
         """
         assert pool.spec.dead_letter_queue is not None, "only a pool that names a queue has letters"
+        hold = self._held.get(pool.uid)
+        if hold is not None and time.monotonic() < hold.until:
+            raise hold.error
+        # Before its turn: a provider that is slow to show consoles must not keep the others' letters waiting.
+        found = await self._diagnostics(vm)
         async with self._turns:
             await self._pace()
-            found = await self._diagnostics(vm)
+            self._still(vm)
             body = letter(pool, vm, failure, found)
             try:
-                await self._create(pool.namespace, body)
+                new = await self._create(pool.namespace, body)
             except KubeError as error:
                 if error.status in REFUSED_CODES or isinstance(error, NamespaceTerminating):
                     return self._refused(body, error)
+                self._hold(pool, error)
                 raise
-        queue = body["spec"]["queueFrom"]
-        self._world.metrics.reliability.letters_written.labels(pool.namespace, pool.spec.dead_letter_queue, queue).inc()
-        log.warning(
-            f"[!] [dlq] Moved '{vm.name}' from '{queue}' queue to DLQ: {failure.message}",
-            pool=f"{pool.namespace}/{pool.name}",
-            letter=body["metadata"]["name"],
-        )
-        return None
+        self._held.pop(pool.uid, None)
+        if new:
+            self._tell(pool, body)
+        return new
 
-    async def _create(self, namespace: str, body: Json) -> None:
+    def _still(self, vm: VM) -> None:
+        """Raise Conflict when the VM has moved on while its letter waited."""
+        now = self._world.vm(vm.uid)
+        same = now is not None and (now.phase, now.claimed, now.attempt) == (vm.phase, vm.claimed, vm.attempt)
+        if not same:
+            raise Conflict(f"PooledVM {vm.name} has moved on")
+
+    def _hold(self, pool: PoolFacts, error: KubeError) -> None:
+        """Leave a pool's letters alone for a growing time: a quota of one namespace must not use up the rate of all."""
+        settings, before = self._world.settings, self._held.get(pool.uid)
+        pause = settings.error_pause_seconds if before is None else before.pause * 2
+        pause = min(pause, settings.error_pause_longest_seconds)
+        self._held[pool.uid] = _Hold(time.monotonic() + pause, pause, error)
+
+    async def _create(self, namespace: str, body: Json) -> bool:
+        sent = False
         for _ in range(UNKNOWN_TRIES):
             try:
                 self._world.letters.saw(await self._world.client.create(DEAD_LETTERS, namespace, body))
-                return
+                return True
             except AlreadyExists:
-                return
+                # After a try without an answer it is that one.
+                return sent
             except OutcomeUnknown:
-                continue
+                sent = True
         raise KubeError(f"no answer to the creation of DeadLetter {body['metadata']['name']}")
 
     async def _pace(self) -> None:
@@ -78,6 +113,16 @@ class Letters:
         if mine > now:
             await asyncio.sleep(mine - now)
 
+    def _tell(self, pool: PoolFacts, body: Json) -> None:
+        spec = body["spec"]
+        labels = (pool.namespace, spec["queue"], spec["queueFrom"])
+        self._world.metrics.reliability.letters_written.labels(*labels).inc()
+        log.warning(
+            f"[!] [dlq] Moved '{spec['vm']}' from '{spec['queueFrom']}' queue to DLQ: {spec['errorMessage']}",
+            pool=f"{pool.namespace}/{pool.name}",
+            letter=body["metadata"]["name"],
+        )
+
     def _refused(self, body: Json, error: KubeError) -> Refusal:
         self._world.metrics.lost_letters.inc()
         log.error("dead_letter_refused", error=str(error), letter=body)
@@ -86,17 +131,26 @@ class Letters:
     async def _diagnostics(self, vm: VM) -> Diagnostics:
         """Return what is known of the machine, and the end of its console where the provider has one."""
         sight = self._world.sights.of(vm.uid)
-        console, missing = "", ""
-        view = self._world.views.get((vm.namespace, vm.provider))
-        if vm.machine_id and view is not None:
-            limit = timedelta(seconds=self._world.settings.diagnostics_seconds)
-            console, missing = await view.console(vm.machine_id, limit)
+        console, missing = await self._console(vm)
         return Diagnostics(
             console=console[-MAX_DIAGNOSTICS // 2 :],
             machine=shortened((f"machine {vm.machine_id}" if vm.machine_id else "", sight.state, sight.message), 1024),
             probe=_probes(sight),
             missing=missing[:1024],
         )
+
+    async def _console(self, vm: VM) -> tuple[str, str]:
+        key = (vm.namespace, vm.provider)
+        view = self._world.views.get(key)
+        if not vm.machine_id or view is None:
+            return "", ""
+        if self._reading[key] >= self._world.settings.diagnostics_in_flight:
+            return "", "the console was not read: too many machines of its provider failed at once"
+        self._reading[key] += 1
+        try:
+            return await view.console(vm.machine_id, timedelta(seconds=self._world.settings.diagnostics_seconds))
+        finally:
+            self._reading[key] -= 1
 
 
 def _probes(sight: Sight) -> str:

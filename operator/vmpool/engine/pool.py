@@ -14,7 +14,7 @@ from vmpool.engine.effects import Effects
 from vmpool.engine.failures import Failures, failure_in, failure_of
 from vmpool.engine.lane import Urgency
 from vmpool.engine.loop import Done, Loop
-from vmpool.engine.world import World
+from vmpool.engine.world import Refusal, World
 from vmpool.kube.errors import BadRequest, Conflict, Forbidden, Invalid, KubeError, NotFound
 from vmpool.kube.events import ObjectRef
 from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
@@ -227,18 +227,26 @@ class PoolLoop(Loop):
 
     async def _record_failure(self, vm: VM, failure: Failure, *, owed: bool) -> None:
         """Write the failure down before the VM leaves its phase: a kill in between repeats it, and loses nothing."""
-        if self.failures.add(self.world, self.pool, failure, owed=owed):
+        pool, kept = self.world.pool(self.uid), False
+        if pool is not None and pool.spec.dead_letter_queue is not None:
+            kept = self._kept(vm, await self.world.letter_box.write(pool, vm, failure))
+        # Behind the letter: one that has to be tried again is one failure all the same.
+        if self.failures.add(self.world, self.pool, failure, digest=vm.digest, owed=owed):
             log.warning("vm_failed", pool=self.name, **failure.wire())
             self.world.events.emit(self._ref(), "Warning", failure.error_class, f"{failure.vm}: {failure.message}")
+        if kept:
+            return
         pool = self.world.pool(self.uid)
-        if pool is not None and pool.spec.dead_letter_queue is not None:
-            refusal = await self.world.letter_box.write(pool, vm, failure)
-            if refusal is None:
-                return
-            self.world.events.emit(self._ref(), "Warning", "DeadLetterRefused", f"{failure.vm}: {refusal.message}")
         written = pool.status.recent_failures if pool is not None else ()
         if self.failures.remembers(failure) and not any(known.is_of(failure) for known in written):
             await self._write_status(self.world.now(), must=True)
+
+    def _kept(self, vm: VM, answer: Refusal | bool) -> bool:
+        """Whether a letter is there; one that the server refuses for good is told."""
+        if isinstance(answer, Refusal):
+            self.world.events.emit(self._ref(), "Warning", "DeadLetterRefused", f"{vm.name}: {answer.message}")
+            return False
+        return True
 
     async def _tell_task(self, vm: VM) -> None:
         """Keep a destruction that does not end as a dead letter, once; it goes on whatever becomes of the letter."""
@@ -254,7 +262,7 @@ class PoolLoop(Loop):
             return
         try:
             failure = failure_of(vm, Step.DESTROY, step.reason, step.message, self.world.now())
-            await self.world.letter_box.write(pool, vm, failure)
+            self._kept(vm, await self.world.letter_box.write(pool, vm, failure))
         except KubeError as error:
             log.warning("task_not_told", vm=vm.name, error=str(error))
             return
@@ -350,6 +358,7 @@ class PoolLoop(Loop):
         counts = plan.counts
         poisoned = is_poison(seen.poison, seen.poison_limit)
         self.metrics.reliability.poisoned.labels(*labels).set(poisoned)
+        self.metrics.reliability.paused.labels(*labels).set(seen.pool.spec.paused or seen.pool.deleting)
         self.metrics.desired.labels(*labels).set(counts.desired)
         for phase, count in (
             (Phase.PENDING, counts.pending),

@@ -122,7 +122,7 @@ class ProviderLoop(Loop):
         try:
             async with asyncio.timeout(limit.total_seconds()):
                 text = await self.lane.call(
-                    "console", Slots.OBSERVE, Urgency.BACKGROUND, lambda _: session.console(machine_id)
+                    "console", Slots.OBSERVE, Urgency.BACKGROUND, lambda _: session.console(machine_id), judged=False
                 )
         except TimeoutError:
             return "", f"the console was not read within {limit.total_seconds():g} s"

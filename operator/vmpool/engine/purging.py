@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -13,7 +13,7 @@ from vmpool.engine.doing import Doing
 from vmpool.engine.failures import failure_of
 from vmpool.engine.loop import Done, Loop
 from vmpool.engine.stragglers import is_straggler
-from vmpool.engine.world import Key, World
+from vmpool.engine.world import Key, Refusal, World
 from vmpool.kube.errors import Conflict, NotFound
 from vmpool.kube.events import ObjectRef
 from vmpool.kube.kinds import PURGE_POLICIES, VMPOOLS
@@ -119,7 +119,7 @@ class PurgeLoop(Loop):
 
     def _too_early(self) -> bool:
         """Just started, and a provider, or a pool's health, was not looked at yet: wait for it, but not for ever."""
-        if time.monotonic() >= self._started + self.settings.purge_cycle_seconds:
+        if time.monotonic() >= self._started + self.settings.purge_start_seconds:
             return False
         pools = self._pools()
         views = [self.world.views.get((pool.namespace, share.name)) for pool in pools for share in pool.spec.providers]
@@ -161,27 +161,23 @@ class PurgeLoop(Loop):
         return ""
 
     def _groups(self) -> list[Group]:
-        """Return what is judged: the pools that name the policy, and the orphans of the providers that they name."""
-        pools = [pool for pool in self._pools() if not pool.deleting]
-        groups = []
-        for pool in pools:
-            vms = self.world.vms_of_pool(pool.uid)
-            groups.append(Group(vms, paused=self._paused(pool), unreachable=self._unreachable(pool.namespace, vms)))
-        names = {share.name for pool in pools for share in pool.spec.providers}
-        for key in sorted((self.key[0], name) for name in names):
-            governs = governing(self.world, key)
-            if governs is None or governs.uid != self.uid:
-                continue
-            vms = tuple(vm for vm in self.world.vms_of_provider(key) if is_straggler(vm))
-            # One of its pools may go on: then somebody wants this provider tidy.
-            stops = [self._paused(pool) for pool in pools if any(share.name == key[1] for share in pool.spec.providers)]
-            why = stops[0] if all(stops) else ""
-            groups.append(Group(vms, orphans=True, paused=why, unreachable=self._unreachable(key[0], vms)))
-        return groups
+        namespace = self.key[0]
+        around = purge.Surroundings(
+            vms_of=lambda pool: self.world.vms_of_pool(pool.uid),
+            orphans_of=lambda name: tuple(filter(is_straggler, self.world.vms_of_provider((namespace, name)))),
+            paused=self._paused,
+            reachable=lambda name: self._reachable(namespace, name),
+            governs=lambda name: self._governs((namespace, name)),
+        )
+        return purge.groups(self._pools(), around)
 
-    def _unreachable(self, namespace: str, vms: Iterable[VM]) -> frozenset[str]:
-        views = {name: self.world.views.get((namespace, name)) for name in {vm.provider for vm in vms}}
-        return frozenset(name for name, view in views.items() if view is None or not view.facts().reachable)
+    def _reachable(self, namespace: str, name: str) -> bool:
+        view = self.world.views.get((namespace, name))
+        return view is not None and view.facts().reachable
+
+    def _governs(self, key: Key) -> bool:
+        policy = governing(self.world, key)
+        return policy is not None and policy.uid == self.uid
 
     # --- a cycle ---------------------------------------------------------------------------------
 
@@ -191,9 +187,8 @@ class PurgeLoop(Loop):
         policy, spec = str(self), self.policy.spec
         log.info("[*] [purge] Starting stale queue entry purge cycle", policy=policy)
         found = purge.look(self._groups(), spec, now)
-        counts = found.by_state()
         for state in State:
-            self.metrics.reliability.purge_found.labels(*self.key, state.value).set(counts.get(state, 0))
+            self.metrics.reliability.purge_found.labels(*self.key, state.value).set(found.states.get(state, 0))
         pause = purge.active_pause(spec, now)
         if pause is not None:
             log.warning(f"[!] [purge] Nothing is removed: {purge.paused_by(pause)}", policy=policy)
@@ -278,7 +273,7 @@ class PurgeLoop(Loop):
         metrics.purge_last.labels(*self.key).set(self.world.now().timestamp())
         done = f"[*] [purge] Completed purge cycle in {seconds:.2f}s: {record.purged} entries purged"
         log.info(done, policy=str(self), found=record.found, deferred=record.deferred, kept=record.kept)
-        if record.found:
+        if purge.is_news(self._last, record):
             self._last = record
 
     # --- late destructions -----------------------------------------------------------------------
@@ -302,7 +297,7 @@ class PurgeLoop(Loop):
                 text = one.late_destruction(self.key[1])
                 failure = failure_of(one.vm, Step.DESTROY, purge.NOT_DESTROYED, text, now)
                 refusal = await self.world.letter_box.write(pool, one.vm, failure)
-                if refusal is not None:
+                if isinstance(refusal, Refusal):
                     ref = ObjectRef.of(VMPOOLS, pool.namespace, pool.name, pool.uid)
                     self.world.events.emit(ref, "Warning", "DeadLetterRefused", f"{one.vm.name}: {refusal.message}")
             if self._cycle is cycle and cycle.untold.pop(one.vm.uid, None) is not None:
@@ -355,10 +350,9 @@ class PurgeLoop(Loop):
 
 def governing(world: World, key: Key) -> PurgeObject | None:
     """Return the policy that decides about the orphans of a provider: of several, the first by name."""
-    named = {pool.spec.purge_policy for pool in world.pools_naming(key) if pool.spec.purge_policy is not None}
-    found: Sequence[PurgeObject] = [
-        entry.fact
-        for name in sorted(named)
-        if (entry := world.purge_policies.by_name(key[0], name)) is not None and entry.fact is not None
-    ]
-    return found[0] if found else None
+
+    def found(name: str) -> PurgeObject | None:
+        entry = world.purge_policies.by_name(key[0], name)
+        return entry.fact if entry is not None else None
+
+    return found(purge.governor(world.pools_naming(key), lambda name: found(name) is not None))

@@ -8,7 +8,7 @@ from vmpool.engine import writes
 from vmpool.engine.binding import learn
 from vmpool.engine.world import World
 from vmpool.kube.errors import Conflict, NotFound
-from vmpool.kube.kinds import DEAD_LETTERS
+from vmpool.kube.kinds import DEAD_LETTERS, VMPOOLS
 from vmpool.kube.mirror import Mirror
 from vmpool.plan.actions import CreateVM
 from vmpool.plan.lifecycle import LetterPhase
@@ -54,21 +54,35 @@ async def redrive(world: World, letter: Letter, now: datetime) -> Conclude | Lat
         return answer
     if answer.phase != LetterPhase.REFUSED and letter.queue_from != Queue.TASKS:
         # After the successor is there: else the pool, free to create again, would fill its place a second time.
-        world.forgive(letter.pool_uid)
+        await _forgive(world, letter)
     await _answer(world, letter, answer, now)
     log.info("redriven", letter=str(letter.name), phase=answer.phase, why=answer.message)
     return answer
 
 
+async def _forgive(world: World, letter: Letter) -> None:
+    """Let the pool create again; written before the letter's answer, which nobody would look at a second time."""
+    entry = world.pools.by_name(letter.namespace, letter.pool)
+    pool = entry.fact if entry is not None else None
+    if pool is None or pool.uid != letter.pool_uid:
+        return
+    world.forgive(pool.uid)
+    if pool.status.poison is not None:
+        body = {"metadata": {"uid": pool.uid}, "status": {"poison": None}}
+        world.pools.saw(await world.client.patch_merge(VMPOOLS, pool.namespace, pool.name, body, "status"))
+
+
 def _seen(world: World, letter: Letter) -> Redrive:
     entry = world.pools.by_name(letter.namespace, letter.pool)
     pool = entry.fact if entry is not None else None
+    vm = world.vm(letter.vm_uid)
     views = (
         {share.name: world.views.get((letter.namespace, share.name)) for share in pool.spec.providers} if pool else {}
     )
     return Redrive(
         letter=letter,
-        vm=world.vm(letter.vm_uid),
+        # Whoever may write a letter may name any uid: only what is of this namespace and pool is meant.
+        vm=vm if vm is not None and (vm.namespace, vm.pool_uid) == (letter.namespace, letter.pool_uid) else None,
         pool=pool,
         vms=world.vms_of_pool(letter.pool_uid),
         waiting=world.waiting(letter.pool_uid),

@@ -47,8 +47,11 @@ class ProviderView(Protocol):
 class LetterBox(Protocol):
     """Takes the dead letters of all pools."""
 
-    async def write(self, pool: PoolFacts, vm: VM, failure: Failure) -> "Refusal | None":
-        """Write the letter of a failure; return why when the server refuses it for good. Raises KubeError."""
+    async def write(self, pool: PoolFacts, vm: VM, failure: Failure) -> "Refusal | bool":
+        """Write the letter of a failure and say whether it is new; or why the server refuses it for good.
+
+        Raises KubeError.
+        """
 
 
 @dataclass(frozen=True, slots=True)

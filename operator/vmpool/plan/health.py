@@ -274,16 +274,21 @@ def health_of(level: Level, reason: str, message: str, generation: int, now: dat
     )
 
 
-def pauses(policy: HealthObject, conditions: Sequence[Condition]) -> tuple[str, str]:
+def pauses(policy: HealthObject, conditions: Sequence[Condition], found: Judgement | None = None) -> tuple[str, str]:
     """Return why creates, and why purging, are paused by a pool's conditions; empty where they are not.
 
-    A pool that is unhealthy only because it is empty may create: nothing else would fill it again.
+    A pool that is unhealthy only because it is empty may create: nothing else would fill it again. ``found`` is what
+    the last check found; without it the conditions' reason has to do, which also names what is only degraded.
     """
     bad = find(conditions, ConditionType.UNHEALTHY)
     if bad is None or bad.status != "True":
         return "", ""
     why = f"HealthPolicy {policy.name}: the pool is unhealthy: {bad.message}"
-    stops, empty = policy.spec.on_unhealthy, causes(bad.reason) == (Cause.EMPTY,)
+    if found is not None:
+        serious = {one.cause for one in found.findings if one.level is Level.UNHEALTHY}
+    else:
+        serious = set(causes(bad.reason)) - {Cause.FAILURES}
+    stops, empty = policy.spec.on_unhealthy, serious == {Cause.EMPTY}
     return why if "pauseCreates" in stops and not empty else "", why if "pausePurge" in stops else ""
 
 

@@ -99,7 +99,7 @@ def pool_numbers(
         stuck=sum(1 for at in pending if at < now - stuck_after),
         letters=Counter(letter.queue_from for letter in letters if not letter.deleting),
         empty_for=max(now - filled, timedelta()) if wants(pool) and not ready else timedelta(),
-        failures=creation.failures if creation is not None else 0,
+        failures=creation.failures if creation is not None and wants(pool) else 0,
         clones_active=unmade,
         clones_pending=max(0, lacking),
     )

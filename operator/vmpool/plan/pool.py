@@ -65,6 +65,7 @@ def plan_pool(seen: PoolSnapshot, now: datetime) -> Plan:
     failing = [vm for vm in open_to_claims if steps[vm.uid].failed is not None]
     recycled = recycled_at(seen, live)
     stale = {vm.uid: why for vm in live if (why := stale_reason(seen, vm, recycled, now)) is not None}
+    stale |= purge.replaced(seen)
     leaving = _leaving(seen, live, stale)
     creates, held_back = _creates(seen, live, failing, len(stale), now)
     settled = _unique(
@@ -326,7 +327,7 @@ def _drain(seen: PoolSnapshot, now: datetime) -> Plan:
         if vm.phase == Phase.COMPLETED or (vm.claim is not None and not vm.claimed):
             pass
         elif vm.claimed:
-            if seen.pool.spec.deletion_policy == "Force":
+            if seen.pool.spec.deletion_policy == "Force" and not isinstance(action, EndClaim):
                 action = EndClaim(vm, ENDED_FORCED)
         elif ends < seen.pool.spec.limits.deletes:
             ends += 1

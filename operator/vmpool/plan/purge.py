@@ -4,8 +4,8 @@ Claimed VMs are never in it: not even as kept.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
@@ -15,7 +15,7 @@ from vmpool.api.meta import format_duration
 from vmpool.api.purge import MAX_PURGED_LISTED, Pause, PurgeCycle, PurgedVM, PurgePolicySpec
 from vmpool.plan.actions import Complete, DestroyMachine
 from vmpool.plan.lifecycle import Phase
-from vmpool.plan.snapshot import VM, PoolSnapshot, Purge, Reason, Sight, Step
+from vmpool.plan.snapshot import VM, PoolFacts, PoolSnapshot, Purge, Reason, Sight, Step
 
 NOT_DESTROYED: Final = "NotDestroyed"
 """The error class of a destruction that takes longer than its policy allows."""
@@ -116,15 +116,59 @@ class Found:
     """How many more wait because of ``maxPerCycle``."""
     kept: tuple[Stale, ...] = ()
     """What is too old and stays: exempt, paused, or on a provider that cannot be reached."""
+    states: Mapping[State, int] = field(default_factory=dict)
+    """How many of each state are too old."""
 
     @property
     def total(self) -> int:
         """How many are too old."""
         return len(self.due) + self.deferred + len(self.kept)
 
-    def by_state(self) -> Mapping[State, int]:
-        """Return how many of each state are due or stay."""
-        return Counter(one.state for one in (*self.due, *self.kept))
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is known around the pools of one policy; the operator and the command line each know it in their way."""
+
+    vms_of: Callable[[PoolFacts], tuple[VM, ...]]
+    orphans_of: Callable[[str], tuple[VM, ...]]
+    """By the name of a provider."""
+    paused: Callable[[PoolFacts], str]
+    """Why nothing of a pool may be removed, in a clause; empty when it may."""
+    reachable: Callable[[str], bool]
+    """By the name of a provider."""
+    governs: Callable[[str], bool]
+    """Whether the policy decides about the orphans of a provider."""
+
+
+def groups(pools: Sequence[PoolFacts], around: Surroundings) -> list[Group]:
+    """Return what a policy judges: the pools that name it, and the orphans of the providers that they name."""
+    there = [pool for pool in pools if not pool.deleting]
+    made = []
+    for pool in there:
+        vms = around.vms_of(pool)
+        made.append(Group(vms, paused=around.paused(pool), unreachable=_unreachable(vms, around)))
+    for name in sorted({share.name for pool in there for share in pool.spec.providers}):
+        if not around.governs(name):
+            continue
+        vms = around.orphans_of(name)
+        # One of its pools may go on: then somebody wants this provider tidy.
+        stops = [around.paused(pool) for pool in there if any(share.name == name for share in pool.spec.providers)]
+        why = stops[0] if all(stops) else ""
+        made.append(Group(vms, orphans=True, paused=why, unreachable=_unreachable(vms, around)))
+    return made
+
+
+def _unreachable(vms: Iterable[VM], around: Surroundings) -> frozenset[str]:
+    return frozenset(name for name in {vm.provider for vm in vms} if not around.reachable(name))
+
+
+def governor(pools: Iterable[PoolFacts], exists: Callable[[str], bool]) -> str:
+    """Return which policy decides about the orphans of a provider that these pools name: the first of them by name.
+
+    Empty when none does. A pool that is being deleted has no say.
+    """
+    named = {pool.spec.purge_policy for pool in pools if not pool.deleting}
+    return min((name for name in named if name is not None and exists(name)), default="")
 
 
 def look(groups: Iterable[Group], spec: PurgePolicySpec, now: datetime) -> Found:
@@ -136,9 +180,16 @@ def look(groups: Iterable[Group], spec: PurgePolicySpec, now: datetime) -> Found
             one = stale(vm, spec, now, orphan=group.orphans)
             if one is not None:
                 (kept if _stays(one, group) else candidates).append(one)
-    candidates.sort(key=lambda one: (-one.age, one.vm.name))
-    due = tuple(candidates[: spec.max_per_cycle])
-    return Found(due, len(candidates) - len(due), tuple(kept))
+    # Beginning a destruction anew removes nothing: it must not use up what others may.
+    late = _oldest((one for one in candidates if one.state is State.COMPLETED), spec.max_per_cycle)
+    rest = _oldest((one for one in candidates if one.state is not State.COMPLETED), spec.max_per_cycle)
+    due = tuple(_oldest((*late, *rest), len(late) + len(rest)))
+    states = Counter(one.state for one in (*candidates, *kept))
+    return Found(due, len(candidates) - len(due), tuple(kept), states)
+
+
+def _oldest(stale: Iterable[Stale], most: int) -> list[Stale]:
+    return sorted(stale, key=lambda one: (-one.age, one.vm.name))[:most]
 
 
 def stale(vm: VM, spec: PurgePolicySpec, now: datetime, *, orphan: bool = False) -> Stale | None:
@@ -210,13 +261,18 @@ def _reachable(seen: PoolSnapshot, vm: VM) -> bool:
 
 
 def ends(seen: PoolSnapshot) -> list[Complete]:
-    """End what is ordered away; what is ready stays while its provider cannot be reached: an outage eats no stock."""
-    found = []
-    for vm, order in _ordered(seen):
-        if vm.phase == Phase.PENDING or (vm.phase == Phase.READY and _reachable(seen, vm)):
-            why, step = (Reason.PURGED_PENDING, Step.BOOT) if order.failed else (Reason.PURGED, "")
-            found.append(Complete(vm, why, order.message, step))
-    return found
+    """Give up what is ordered away on its way to Ready."""
+    return [
+        Complete(vm, Reason.PURGED_PENDING, order.message, Step.BOOT)
+        for vm, order in _ordered(seen)
+        if vm.phase == Phase.PENDING
+    ]
+
+
+def replaced(seen: PoolSnapshot) -> dict[str, tuple[Reason, str]]:
+    """Return the Ready VMs that are ordered away, by uid, with why: they go as fast as the pool's update allows."""
+    ready = ((vm, order) for vm, order in _ordered(seen) if vm.phase == Phase.READY)
+    return {vm.uid: (Reason.PURGED, order.message) for vm, order in ready}
 
 
 def begin_anew(seen: PoolSnapshot) -> list[DestroyMachine]:
@@ -241,6 +297,18 @@ def cycle(
         kept=len(found.kept) + kept,
         vms=tuple(one.listed() for one in shown[:MAX_PURGED_LISTED]),
     )
+
+
+def is_news(before: PurgeCycle | None, record: PurgeCycle) -> bool:
+    """Whether a cycle is worth a write: it did something, or found other VMs than the last one that was written."""
+    if record.purged or record.deferred:
+        return True
+    return bool(record.found) and (before is None or _summary(before) != _summary(record))
+
+
+def _summary(record: PurgeCycle) -> tuple[object, ...]:
+    """A cycle without its times and ages."""
+    return (record.dry_run, record.found, record.kept, tuple((one.vm, one.state) for one in record.vms))
 
 
 def active_pause(spec: PurgePolicySpec, now: datetime) -> Pause | None:

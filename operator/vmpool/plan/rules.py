@@ -47,13 +47,27 @@ def vmclaim_rules() -> tuple[Rule, ...]:
     )
 
 
-LETTER_IDENTITY = ("queue", "vm", "vmUid", "pool", "poolUid", "queueFrom", "failedAt", "fingerprint", "errorMessage")
-"""Fields of a DeadLetter by which everybody finds and counts it."""
+LETTER_FIELDS = (
+    *("queue", "vm", "vmUid", "pool", "poolUid", "queueFrom", "errorClass", "errorMessage", "failedAt", "retryCount"),
+    *("requestId", "poolAlias", "provider", "step", "templateDigest", "machineId", "attempt", "fingerprint"),
+)
+"""Fields of a DeadLetter that are always there: the server fills in those that have a default."""
+LETTER_PARTS = ("attempts", "diagnostics")
+"""Those that may be absent."""
 
 
 def letter_rules() -> tuple[Rule, ...]:
     """Return the root rules of DeadLetter: what happened is fixed, only the action is for people."""
-    same = " && ".join(f"self.spec.{field} == oldSelf.spec.{field}" for field in LETTER_IDENTITY)
+    same = " && ".join(
+        [
+            *(f"self.spec.{field} == oldSelf.spec.{field}" for field in LETTER_FIELDS),
+            *(
+                f"has(self.spec.{part}) == has(oldSelf.spec.{part})"
+                f" && (!has(self.spec.{part}) || self.spec.{part} == oldSelf.spec.{part})"
+                for part in LETTER_PARTS
+            ),
+        ]
+    )
     return (_rule(same, "a dead letter tells what has happened: only its action may be changed", ".spec"),)
 
 

@@ -68,7 +68,7 @@ PLANNED = frozenset(
 )
 """Reasons that are nobody's failure."""
 
-REPLACED = frozenset({Reason.TEMPLATE_CHANGED, Reason.READY_TTL, Reason.POOL_RESET})
+REPLACED = frozenset({Reason.TEMPLATE_CHANGED, Reason.READY_TTL, Reason.POOL_RESET, Reason.PURGED})
 
 
 @dataclass(frozen=True, slots=True)

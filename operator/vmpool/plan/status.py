@@ -116,7 +116,7 @@ def _why(seen: PoolSnapshot, plan: Plan, reached: bool, stalled: tuple[str, str]
     if counts.pending:
         head += f", {counts.pending} on their way"
     if counts.stale:
-        head += f", {counts.stale} of an older template"
+        head += f", {counts.stale} to be replaced"
     if stalled is not None and not reached:
         return stalled[0], f"{head}: {stalled[1]}"
     trouble = provider_trouble(seen) if counts.deficit else None

@@ -166,10 +166,11 @@ def _claimed(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Ne
         # Somebody waits for the VMClaim to say Bound, and nobody for the phase.
         due = claim.bound_at + BOUND_FIRST if claim.ref is not None and claim.bound_at is not None else now
         return Next(MarkClaimed(vm)) if now >= due else Next(wake_at=due)
-    if now >= claim.expires_at:
-        return Next(EndClaim(vm, ENDED_EXPIRED))
+    # First, because it is a failure to be told, whatever else would end the claim now.
     if machine_gone(sight, provider):
         return Next(EndClaim(vm, ENDED_MACHINE_GONE))
+    if now >= claim.expires_at:
+        return Next(EndClaim(vm, ENDED_EXPIRED))
     doubt = _missing(vm, sight, provider, now, claim.expires_at)
     if doubt is not None:
         return doubt

@@ -42,6 +42,10 @@ class ReliabilityMetrics:
         )
         self.poisoned = Gauge("vmpool_pool_poisoned", "1 while poison stops a pool's creates.", pool, registry=r)
 
+        self.paused = Gauge(
+            "vmpool_pool_paused", "1 while a pool is paused or being deleted: nothing is refilled.", pool, registry=r
+        )
+
         self.purge_cycles = Counter(
             "vmpool_purge_cycles_total", "By outcome: live, dry_run, paused.", (*purge, "outcome"), registry=r
         )
@@ -96,7 +100,8 @@ class ReliabilityMetrics:
 
     def drop_pool(self, namespace: str, pool: str) -> None:
         """Forget the levels of a pool that is gone."""
-        drop(self.poisoned, namespace=namespace, pool=pool)
+        for gauge in (self.poisoned, self.paused):
+            drop(gauge, namespace=namespace, pool=pool)
         self.drop_pool_health(namespace, pool)
 
     def drop_pool_health(self, namespace: str, pool: str) -> None:

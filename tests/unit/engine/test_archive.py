@@ -64,6 +64,23 @@ async def test_what_a_crash_left_unfinished_is_cut_off(folder: Path, cut: int) -
     assert stored(file) == [letter(1), letter(2)]
 
 
+async def test_a_file_that_was_damaged_in_the_middle_is_kept_for_people(folder: Path) -> None:
+    archive = FolderArchive(folder, "ci", "dlq")
+    for number in range(3):
+        await archive.store([letter(number)])
+    file = folder / "ci" / "dlq" / "2026-05-01.jsonl.gz"
+    content = bytearray(file.read_bytes())
+    content[14] ^= 0xFF
+    file.write_bytes(content)
+    again = FolderArchive(folder, "ci", "dlq")
+    with pytest.raises(ArchiveError, match="was damaged"):
+        await again.store([letter(3)])
+    await again.store([letter(3)])
+    assert stored(file) == [letter(3)]
+    (aside,) = file.parent.glob("*.damaged-*")
+    assert aside.read_bytes() == bytes(content)
+
+
 async def test_whole_members_of_somebody_else_stay(archive: FolderArchive, folder: Path) -> None:
     await archive.store([letter(1)])
     await FolderArchive(folder, "ci", "dlq").store([letter(2)])

@@ -175,3 +175,18 @@ async def test_a_changed_limit_lets_waiting_calls_in() -> None:
     await until(lambda: len(running) == 3, what="all calls run")
     release.set()
     await asyncio.gather(*calls)
+
+
+async def test_what_is_not_judged_opens_no_circuit_and_closes_none() -> None:
+    """Diagnostics are a courtesy: a console that is down must not stop creates."""
+    made = lane(circuitBreaker={"failures": 2, "pause": "30s"})
+    for _ in range(5):
+        with pytest.raises(Unavailable):
+            await made.call("console", Slots.OBSERVE, Urgency.BACKGROUND, raises(Unavailable("down")), judged=False)
+    assert made.breaker.state is Circuit.CLOSED
+    with pytest.raises(Unavailable):
+        await call(made, raises(Unavailable("down")))
+    await made.call("console", Slots.OBSERVE, Urgency.BACKGROUND, returns(""), judged=False)
+    with pytest.raises(Unavailable):
+        await call(made, raises(Unavailable("down")))
+    assert made.breaker.state is Circuit.OPEN

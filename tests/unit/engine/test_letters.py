@@ -16,8 +16,10 @@ from vmpool.api.pool import Failure, VMPoolSpec, VMPoolStatus
 from vmpool.engine import letters
 from vmpool.engine.letters import Letters, letter
 from vmpool.engine.sights import Sights
+from vmpool.engine.world import Refusal
 from vmpool.kube.errors import (
     AlreadyExists,
+    Conflict,
     Forbidden,
     Invalid,
     KubeError,
@@ -27,7 +29,7 @@ from vmpool.kube.errors import (
     Unreachable,
 )
 from vmpool.plan.lifecycle import Phase
-from vmpool.plan.snapshot import VM, PoolFacts, StepFacts
+from vmpool.plan.snapshot import VM, ClaimFacts, PoolFacts, StepFacts
 from vmpool.settings import Settings
 from vmpool.telemetry.metrics import Metrics
 
@@ -45,6 +47,7 @@ MACHINE = VM(
     "vm-uid", "ci", "debian-a", "1", NOW, "debian", "pool-uid", "east", request_id="req-1", retry_count=3,
     digest="v1:x", machine_id="m-1", steps=(RETRIED,),
 )  # fmt: skip
+QUEUE = {"namespace": "ci", "dead_letter_queue": "failures", "queue": "pending"}
 FAILURE = Failure(
     vm="debian-a", provider="east", step="boot", error_class="PendingTimeout", message="not ready", failed_at=NOW
 )
@@ -57,12 +60,15 @@ class Box:
         self.answers = list(answers)
         self.bodies: list[dict[str, Any]] = []
         self.console = ("login:", "")
+        self.now: VM | None = MACHINE
+        """The VM as it is when its letter's turn has come."""
         self.metrics = Metrics()
         world: Any = SimpleNamespace(
             settings=Settings(**settings),
             metrics=self.metrics,
             client=SimpleNamespace(create=self._create),
             letters=SimpleNamespace(saw=lambda _: None),
+            vm=lambda _: self.now,
             sights=Sights(),
             views={("ci", "east"): SimpleNamespace(console=self._console)},
         )
@@ -91,7 +97,7 @@ def fail(error: Exception) -> Callable[[], Any]:
 
 async def test_a_letter_has_the_fields_of_the_guide_and_what_was_found_out() -> None:
     box = Box()
-    assert await box.letters.write(POOL, MACHINE, FAILURE) is None
+    assert await box.letters.write(POOL, MACHINE, FAILURE) is True
     (body,) = box.bodies
     assert body["metadata"]["name"] == "debian-a-pending-1"
     spec = body["spec"]
@@ -135,13 +141,14 @@ def test_the_queue_is_where_the_vm_was(vm: VM, step: str, queue: str) -> None:
 
 async def test_a_letter_that_is_there_already_is_the_same_one() -> None:
     box = Box(fail(AlreadyExists("there", status=409)))
-    assert await box.letters.write(POOL, MACHINE, FAILURE) is None
+    assert await box.letters.write(POOL, MACHINE, FAILURE) is False
     assert box.lost() == 0
+    assert box.metrics.registry.get_sample_value("vmpool_dead_letters_written_total", QUEUE) is None
 
 
 async def test_a_create_without_an_answer_is_sent_again() -> None:
     box = Box(fail(OutcomeUnknown("cut")), fail(AlreadyExists("there", status=409)))
-    assert await box.letters.write(POOL, MACHINE, FAILURE) is None
+    assert await box.letters.write(POOL, MACHINE, FAILURE) is True, "it is the one without an answer"
     assert len(box.bodies) == 2
     box = Box(*[fail(OutcomeUnknown("cut"))] * letters.UNKNOWN_TRIES)
     with pytest.raises(KubeError, match="no answer"):
@@ -163,7 +170,7 @@ async def test_a_refusal_for_good_is_logged_whole_and_counted_and_the_work_goes_
 ) -> None:
     box = Box(fail(error))
     refusal = await box.letters.write(POOL, MACHINE, FAILURE)
-    assert refusal is not None
+    assert isinstance(refusal, Refusal)
     assert error.message in refusal.message
     assert box.lost() == 1
     printed = capsys.readouterr().out
@@ -204,3 +211,52 @@ async def test_a_long_console_is_cut_to_its_end_and_what_is_missing_is_said() ->
     box.console = ("", "its provider shows no console")
     await box.letters.write(POOL, MACHINE, FAILURE)
     assert box.bodies[1]["spec"]["diagnostics"]["missing"] == "its provider shows no console"
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        None,
+        replace(MACHINE, phase=Phase.READY),
+        replace(MACHINE, attempt=2),
+        replace(MACHINE, claim=ClaimFacts("one", "alice", NOW + timedelta(hours=1))),
+    ],
+    ids=["gone", "ready", "redriven", "claimed"],
+)
+async def test_a_vm_that_moved_on_while_its_letter_waited_has_none(now: VM | None) -> None:
+    box = Box()
+    box.now = now
+    with pytest.raises(Conflict):
+        await box.letters.write(POOL, MACHINE, FAILURE)
+    assert box.bodies == []
+
+
+async def test_a_pool_whose_letters_are_refused_for_now_uses_up_nobodys_rate() -> None:
+    box = Box(fail(Forbidden("a quota", status=403)), error_pause_seconds=60.0)
+    for _ in range(50):
+        with pytest.raises(Forbidden, match="a quota"):
+            await box.letters.write(POOL, MACHINE, FAILURE)
+    assert len(box.bodies) == 1
+    other = replace(POOL, uid="other-uid")
+    assert await box.letters.write(other, MACHINE, FAILURE) is True
+
+
+async def test_consoles_of_a_crowd_are_left_out_and_never_waited_for() -> None:
+    box, gate = Box(diagnostics_in_flight=2), asyncio.Event()
+
+    async def slow(_: str, __: timedelta) -> tuple[str, str]:
+        await gate.wait()
+        return "login:", ""
+
+    box.letters._world.views["ci", "east"].console = slow  # type: ignore[method-assign]
+    writes = [asyncio.create_task(box.letters.write(POOL, MACHINE, FAILURE)) for _ in range(5)]
+    done, waiting = await asyncio.wait(writes, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    while len(done) < 3:
+        more, waiting = await asyncio.wait(waiting, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        assert more, "those without a console do not wait for those with one"
+        done |= more
+    assert len(waiting) == 2
+    gate.set()
+    await asyncio.gather(*writes)
+    missing = [body["spec"]["diagnostics"].get("missing", "") for body in box.bodies]
+    assert sum("too many" in one for one in missing) == 3

@@ -466,3 +466,14 @@ def test_an_empty_pool_may_create_for_nothing_else_would_fill_it() -> None:
     creates, purge = pauses(both, conditions_of(first(empty_for=timedelta(hours=1))))
     assert (creates, bool(purge)) == ("", True)
     assert all(pauses(both, conditions_of(first(empty_for=timedelta(hours=1), dead=1001))))
+
+
+@pytest.mark.parametrize(
+    ("more", "creates"),
+    [({"failures": 6}, False), ({"dead": 101}, False), ({"dead": 1001}, True), ({"failures": 6, "dead": 1001}, True)],
+)
+def test_what_is_only_degraded_does_not_lock_an_empty_pool(more: dict[str, int], creates: bool) -> None:
+    """Creates that are paused because creates fail would never end."""
+    both = policy(on_unhealthy=("pauseCreates",))
+    told = first(empty_for=timedelta(hours=1), **more)
+    assert bool(pauses(both, conditions_of(told), told)[0]) == creates

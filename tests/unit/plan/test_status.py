@@ -198,12 +198,12 @@ def test_a_paused_pool_says_so_and_is_neither_reconciling_nor_stalled() -> None:
         (
             spec(update={"maxSurge": 1, "maxUnavailable": 0}),
             full(3, OLD),
-            "3 of 3 ready, 3 of an older template; replacing waits: update.maxSurge is reached",
+            "3 of 3 ready, 3 to be replaced; replacing waits: update.maxSurge is reached",
         ),
         (
             spec(maxVMs=3, update={"maxSurge": 1, "maxUnavailable": 0}),
             full(3, OLD),
-            "3 of 3 ready, 3 of an older template; replacing waits: maxVMs is 3",
+            "3 of 3 ready, 3 to be replaced; replacing waits: maxVMs is 3",
         ),
     ],
 )
