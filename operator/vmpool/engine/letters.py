@@ -34,7 +34,7 @@ class _Hold:
     until: float
     """On the monotonic clock."""
     pause: float
-    error: KubeError
+    why: str
 
 
 class Letters:
@@ -59,7 +59,8 @@ class Letters:
         assert pool.spec.dead_letter_queue is not None, "only a pool that names a queue has letters"
         hold = self._held.get(pool.uid)
         if hold is not None and time.monotonic() < hold.until:
-            raise hold.error
+            # Another error each time: one that is raised again and again grows by its own traceback.
+            raise KubeError(f"letters of the pool wait after: {hold.why}")
         # Before its turn: a provider that is slow to show consoles must not keep the others' letters waiting.
         found = await self._diagnostics(vm)
         async with self._turns:
@@ -90,7 +91,7 @@ class Letters:
         settings, before = self._world.settings, self._held.get(pool.uid)
         pause = settings.error_pause_seconds if before is None else before.pause * 2
         pause = min(pause, settings.error_pause_longest_seconds)
-        self._held[pool.uid] = _Hold(time.monotonic() + pause, pause, error)
+        self._held[pool.uid] = _Hold(time.monotonic() + pause, pause, str(error))
 
     async def _create(self, namespace: str, body: Json) -> bool:
         sent = False

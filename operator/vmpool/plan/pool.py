@@ -65,7 +65,7 @@ def plan_pool(seen: PoolSnapshot, now: datetime) -> Plan:
     failing = [vm for vm in open_to_claims if steps[vm.uid].failed is not None]
     recycled = recycled_at(seen, live)
     stale = {vm.uid: why for vm in live if (why := stale_reason(seen, vm, recycled, now)) is not None}
-    stale |= purge.replaced(seen)
+    stale |= purge.replaced(seen, live)
     leaving = _leaving(seen, live, stale)
     creates, held_back = _creates(seen, live, failing, len(stale), now)
     settled = _unique(

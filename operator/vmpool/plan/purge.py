@@ -247,12 +247,17 @@ def begun_anew(vm: VM, sight: Sight, order: Purge) -> bool:
     return asked or missed or vm.step(Step.DESTROY).retries > order.retries
 
 
-def _ordered(seen: PoolSnapshot) -> list[tuple[VM, Purge]]:
+def _orders(seen: PoolSnapshot) -> list[tuple[VM, Purge]]:
     """Return what the pool's purge policy wants removed, unless somebody was quicker: claimed, or in another phase."""
     if seen.pool.spec.purge_policy is None or not seen.purges:
         return []
     orders = [(vm, order) for vm in seen.vms if (order := seen.purges.get(vm.uid)) is not None]
-    return [(vm, order) for vm, order in orders if vm.uid not in seen.busy and may_go(vm, order)]
+    return [(vm, order) for vm, order in orders if may_go(vm, order)]
+
+
+def _ordered(seen: PoolSnapshot) -> list[tuple[VM, Purge]]:
+    """Return those orders whose VMs have nothing in flight."""
+    return [(vm, order) for vm, order in _orders(seen) if vm.uid not in seen.busy]
 
 
 def _reachable(seen: PoolSnapshot, vm: VM) -> bool:
@@ -269,10 +274,13 @@ def ends(seen: PoolSnapshot) -> list[Complete]:
     ]
 
 
-def replaced(seen: PoolSnapshot) -> dict[str, tuple[Reason, str]]:
-    """Return the Ready VMs that are ordered away, by uid, with why: they go as fast as the pool's update allows."""
-    ready = ((vm, order) for vm, order in _ordered(seen) if vm.phase == Phase.READY)
-    return {vm.uid: (Reason.PURGED, order.message) for vm, order in ready}
+def replaced(seen: PoolSnapshot, live: Iterable[VM]) -> dict[str, tuple[Reason, str]]:
+    """Return the Ready VMs that are ordered away, by uid, with why: they go as fast as the pool's update allows.
+
+    Those that are going just now are among them: else their successors would be one too many.
+    """
+    going = {vm.uid: order for vm, order in _orders(seen) if vm.phase == Phase.READY}
+    return {vm.uid: (Reason.PURGED, going[vm.uid].message) for vm in live if vm.uid in going}
 
 
 def begin_anew(seen: PoolSnapshot) -> list[DestroyMachine]:

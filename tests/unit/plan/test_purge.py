@@ -273,6 +273,14 @@ def test_ready_ones_are_replaced_as_fast_as_the_update_allows_and_no_faster() ->
     assert len(of_kind(plan, CreateVM)) == 1
 
 
+def test_one_that_is_going_just_now_leaves_no_other_as_surplus() -> None:
+    """Its successor is there already: were it counted as one that stays, the oldest of the others would go."""
+    vms = [stuck("going"), *(vm(f"vm-{number}") for number in range(3))]
+    facts = pool(spec(replicas=3, purgePolicy=POLICY))
+    seen = snapshot(*vms, pool=facts, purges=orders_of(found(*vms)), busy=frozenset({vms[0].uid}))
+    assert of_kind(plan_pool(seen, NOW), Complete) == []
+
+
 def test_destructions_that_do_not_end_use_up_nobody_elses_budget() -> None:
     late = [stuck(f"c-{number}", Phase.COMPLETED, phase_since=ago(days=9)) for number in range(3)]
     seen = found(*late, stuck("p", Phase.PENDING), stuck("r"), of=rules(maxPerCycle=2))
