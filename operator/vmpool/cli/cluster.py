@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -70,3 +71,12 @@ def in_cluster(kubeconfig: str, context: str, namespace: str, work: Callable[[Cl
 def text(value: Any) -> str:
     """Return a value as a table shows it; nothing is an empty text."""
     return "" if value is None else str(value)
+
+
+def age(moment: datetime, now: datetime) -> str:
+    """Return how long ago something was, in one unit."""
+    seconds = max(0, int((now - moment).total_seconds()))
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"

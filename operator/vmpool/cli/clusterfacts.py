@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ from vmpool.api.conditions import ConditionType, find
 from vmpool.cli.cluster import Cluster, Mistake
 from vmpool.engine import facts
 from vmpool.engine.facts import ProviderObject
+from vmpool.engine.stragglers import is_straggler
 from vmpool.kube.kinds import (
     DEAD_LETTER_QUEUES,
     DEAD_LETTERS,
@@ -28,7 +28,6 @@ from vmpool.plan.policies import HealthObject, Letter, PurgeObject, QueueObject
 from vmpool.plan.purge import Group, Surroundings, governor, groups
 from vmpool.plan.snapshot import VM, PoolFacts, ProviderFacts, VMClaim
 
-STRAGGLER_POOL_UID = "straggler"
 T = TypeVar("T")
 
 
@@ -55,7 +54,7 @@ class ClusterFacts:
 
     def stragglers(self) -> list[VM]:
         """Return the VMs that stand for machines that nobody owned."""
-        return [vm for vm in self.vms if vm.pool_uid == STRAGGLER_POOL_UID]
+        return [vm for vm in self.vms if is_straggler(vm)]
 
     def naming(self, namespace: str, name: str, of: Callable[[PoolFacts], str | None]) -> list[PoolFacts]:
         """Return the pools of a namespace that name an object; ``of`` reads the field."""
@@ -167,12 +166,3 @@ def _purge_paused(found: ClusterFacts, pool: PoolFacts) -> str:
     named = (one for one in found.healths if (one.namespace, one.name) == (pool.namespace, pool.spec.health_policy))
     policy = next(named, None)
     return pauses(policy, pool.status.conditions)[1] if policy is not None else ""
-
-
-def age(moment: datetime, now: datetime) -> str:
-    """Return how long ago something was, in one unit."""
-    seconds = max(0, int((now - moment).total_seconds()))
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"

@@ -12,7 +12,18 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vmpool.cli.cluster import AllNamespaces, Cluster, Context, Kubeconfig, Mistake, Namespace, in_cluster, out, text
+from vmpool.cli.cluster import (
+    AllNamespaces,
+    Cluster,
+    Context,
+    Kubeconfig,
+    Mistake,
+    Namespace,
+    age,
+    in_cluster,
+    out,
+    text,
+)
 from vmpool.kube.errors import NotFound
 from vmpool.kube.kinds import DEAD_LETTERS
 from vmpool.kube.resource import Json
@@ -240,12 +251,7 @@ def _groups(letters: list[Json]) -> Table:
 
 
 def _age(moment: str) -> str:
-    age = datetime.now(UTC) - datetime.fromisoformat(moment)
-    seconds = max(0, int(age.total_seconds()))
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"
+    return age(datetime.fromisoformat(moment), datetime.now(UTC))
 
 
 def _write_lines(target: Any, letters: list[Json]) -> None:

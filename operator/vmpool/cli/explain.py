@@ -10,8 +10,8 @@ import typer
 from vmpool.api.conditions import Condition
 from vmpool.api.meta import format_duration
 from vmpool.api.pool import template_digest
-from vmpool.cli.cluster import Cluster, Context, Kubeconfig, Namespace, in_cluster, out
-from vmpool.cli.clusterfacts import ClusterFacts, age, gather
+from vmpool.cli.cluster import Cluster, Context, Kubeconfig, Namespace, age, in_cluster, out
+from vmpool.cli.clusterfacts import ClusterFacts, gather
 from vmpool.kube.resource import EVENTS, Json
 from vmpool.plan.lifecycle import ClaimPhase
 from vmpool.plan.plannedtimes import Coming, coming_to_pool, coming_to_vm

@@ -1,7 +1,5 @@
 """The loop of one DeadLetterQueue: keeps its letters for their time and within its size, and does what people ask."""
 
-import asyncio
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -144,7 +142,7 @@ class QueueLoop(Loop):
         """Return the whole of those letters that are as they were decided on."""
         found = []
         for letter in letters:
-            await self._pace()
+            await self.world.removals.turn()
             try:
                 raw = await self.world.letters.quorum_get(letter.namespace, letter.name)
             except NotFound:
@@ -157,7 +155,7 @@ class QueueLoop(Loop):
 
     async def _delete(self, letter: Letter) -> bool:
         """Remove a letter unless it has changed since it was decided on; return whether it is gone."""
-        await self._pace()
+        await self.world.removals.turn()
         where = (DEAD_LETTERS, letter.namespace, letter.name)
         try:
             left = await self.world.client.delete(*where, uid=letter.uid, resource_version=letter.resource_version)
@@ -171,14 +169,6 @@ class QueueLoop(Loop):
             return False
         self.world.letters.saw_deleted(letter.uid, letter.resource_version)
         return True
-
-    async def _pace(self) -> None:
-        """Wait for the next free moment: all queues together remove so many letters a second."""
-        now = time.monotonic()
-        mine = max(now, self.world.removal_free_at)
-        self.world.removal_free_at = mine + 1 / self.settings.letters_per_second
-        if mine > now:
-            await asyncio.sleep(mine - now)
 
     def _removed(self, why: str) -> None:
         self.metrics.reliability.letters_removed.labels(*self.key, why).inc()
@@ -202,7 +192,7 @@ class QueueLoop(Loop):
         self._waiting = {uid: wait for uid, wait in self._waiting.items() if uid in there}
         due = [one for one in letters if one.uid not in self._waiting or self._waiting[one.uid][0] <= now]
         for letter in due[: self.settings.letters_per_round]:
-            await self._pace()
+            await self.world.removals.turn()
             try:
                 answer: Conclude | Later = await redrive(self.world, letter, self.world.now())
             except (Conflict, NotFound) as error:

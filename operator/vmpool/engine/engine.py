@@ -10,6 +10,7 @@ from vmpool.engine.facts import ProviderObject
 from vmpool.engine.healthchecks import HealthLoop
 from vmpool.engine.letters import Letters
 from vmpool.engine.loop import Loop
+from vmpool.engine.pace import Pace
 from vmpool.engine.pool import PoolLoop
 from vmpool.engine.probing import ProbeLoop
 from vmpool.engine.provider import ProviderLoop
@@ -50,6 +51,7 @@ class Engine:
         world.vms.on_change(self._vm_changed)
         world.claims.on_change(self._claim_changed)
         world.letter_box = Letters(world)
+        world.removals = Pace(world.settings.letters_per_second)
         world.letters.on_change(self._letter_changed)
         world.queues.on_change(self._queue_changed)
         world.purge_policies.on_change(self._purge_policy_changed)

@@ -11,6 +11,7 @@ from typing import Any
 from vmpool.api import keys
 from vmpool.api.deadletter import MAX_DIAGNOSTICS, DeadLetterSpec, Diagnostics
 from vmpool.api.pool import Failure
+from vmpool.engine.pace import Pace
 from vmpool.engine.world import Key, Refusal, World
 from vmpool.kube.errors import AlreadyExists, Conflict, KubeError, NamespaceTerminating, OutcomeUnknown
 from vmpool.kube.kinds import DEAD_LETTERS
@@ -43,7 +44,7 @@ class Letters:
     def __init__(self, world: World) -> None:
         self._world = world
         self._turns = asyncio.Semaphore(world.settings.letters_in_flight)
-        self._free_at = 0.0
+        self._pace = Pace(world.settings.letters_per_second)
         self._reading: Counter[Key] = Counter()
         """Consoles that are being read, by provider."""
         self._held: dict[str, _Hold] = {}
@@ -64,7 +65,8 @@ class Letters:
         # Before its turn: a provider that is slow to show consoles must not keep the others' letters waiting.
         found = await self._diagnostics(vm)
         async with self._turns:
-            await self._pace()
+            # A thousand failures at once must not flood the API server.
+            await self._pace.turn()
             self._still(vm)
             body = letter(pool, vm, failure, found)
             try:
@@ -105,14 +107,6 @@ class Letters:
             except OutcomeUnknown:
                 sent = True
         raise KubeError(f"no answer to the creation of DeadLetter {body['metadata']['name']}")
-
-    async def _pace(self) -> None:
-        """Wait for the next free moment: a thousand failures at once must not flood the API server."""
-        now = time.monotonic()
-        mine = max(now, self._free_at)
-        self._free_at = mine + 1 / self._world.settings.letters_per_second
-        if mine > now:
-            await asyncio.sleep(mine - now)
 
     def _tell(self, pool: PoolFacts, body: Json) -> None:
         spec = body["spec"]

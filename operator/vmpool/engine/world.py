@@ -11,6 +11,7 @@ from vmpool.api.pool import Failure
 from vmpool.engine.facts import ProviderObject
 from vmpool.engine.glances import Glances
 from vmpool.engine.lane import Lane
+from vmpool.engine.pace import Pace
 from vmpool.engine.sights import Sights
 from vmpool.kube.client import Client
 from vmpool.kube.events import EventRecorder
@@ -112,8 +113,6 @@ class World:
     """What purge policies want removed, by PooledVM uid; the pools' own rounds do it."""
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     """What health policies think, by pool uid."""
-    removal_free_at: float = 0.0
-    """When the next dead letter may be removed, by the monotonic clock: one rate for all queues."""
     creating: dict[Key, int] = field(default_factory=dict)
     """Creates in flight by provider, over all pools: they take room before their objects are there."""
     wake_pool: Callable[[str], None] = lambda _: None
@@ -125,6 +124,8 @@ class World:
 
     letter_box: LetterBox = field(init=False)
     """The one way to a new DeadLetter; set by the engine."""
+    removals: Pace = field(init=False)
+    """The rate at which dead letters are removed, one for all queues; set by the engine."""
 
     @property
     def mirrors(self) -> tuple[Mirror[Any], ...]:

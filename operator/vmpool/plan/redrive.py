@@ -12,6 +12,7 @@ from typing import Final
 
 from vmpool.api import keys
 from vmpool.api.pool import template_digest
+from vmpool.plan.healthnumbers import wanted
 from vmpool.plan.lifecycle import LetterPhase, Phase
 from vmpool.plan.policies import Letter, Queue
 from vmpool.plan.snapshot import VM, PoolFacts, ProviderFacts
@@ -141,8 +142,7 @@ def _task(letter: Letter, vm: VM | None) -> Decision:
 
 
 def _wanted(seen: Redrive, pool: PoolFacts) -> int:
-    replicas = pool.spec.replicas if pool.spec.replicas is not None else pool.status.desired_replicas
-    return replicas + seen.waiting
+    return wanted(pool) + seen.waiting
 
 
 def _resume(seen: Redrive, pool: PoolFacts, vm: VM) -> Decision:

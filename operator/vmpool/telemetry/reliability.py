@@ -4,17 +4,19 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 CYCLE_SECONDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
+POOL = ("namespace", "pool")
+
 
 class ReliabilityMetrics:
     """Part of the metrics of one process, on its registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        r = registry
-        pool = ("namespace", "pool")
-        dlq = ("namespace", "dead_letter_queue")
-        purge = ("namespace", "purge_policy")
-        health = ("namespace", "health_policy")
+        self._letters(registry)
+        self._purge(registry)
+        self._health(registry)
 
+    def _letters(self, r: CollectorRegistry) -> None:
+        dlq = ("namespace", "dead_letter_queue")
         self.letters_written = Counter(
             "vmpool_dead_letters_written_total", "Dead letters written, by queue name.", (*dlq, "queue"), registry=r
         )
@@ -40,12 +42,14 @@ class ReliabilityMetrics:
             (*dlq, "outcome"),
             registry=r,
         )
-        self.poisoned = Gauge("vmpool_pool_poisoned", "1 while poison stops a pool's creates.", pool, registry=r)
+        self.poisoned = Gauge("vmpool_pool_poisoned", "1 while poison stops a pool's creates.", POOL, registry=r)
 
         self.paused = Gauge(
-            "vmpool_pool_paused", "1 while a pool is paused or being deleted: nothing is refilled.", pool, registry=r
+            "vmpool_pool_paused", "1 while a pool is paused or being deleted: nothing is refilled.", POOL, registry=r
         )
 
+    def _purge(self, r: CollectorRegistry) -> None:
+        purge = ("namespace", "purge_policy")
         self.purge_cycles = Counter(
             "vmpool_purge_cycles_total", "By outcome: live, dry_run, paused.", (*purge, "outcome"), registry=r
         )
@@ -60,6 +64,8 @@ class ReliabilityMetrics:
         )
         self.purged = Counter("vmpool_purged_vms_total", "VMs removed for their age.", (*purge, "state"), registry=r)
 
+    def _health(self, r: CollectorRegistry) -> None:
+        health = ("namespace", "health_policy")
         self.health = Gauge(
             "vmpool_health_status", "0 healthy, 1 degraded, 2 unhealthy: all pools of a policy.", health, registry=r
         )
@@ -83,19 +89,19 @@ class ReliabilityMetrics:
             registry=r,
         )
         self.pool_health = Gauge(
-            "vmpool_pool_health_status", "0 healthy, 1 degraded, 2 unhealthy: one pool.", pool, registry=r
+            "vmpool_pool_health_status", "0 healthy, 1 degraded, 2 unhealthy: one pool.", POOL, registry=r
         )
         self.queue_size = Gauge(
-            "vmpool_health_queue_size", "VMs in pending, ready or completed.", (*pool, "queue"), registry=r
+            "vmpool_health_queue_size", "VMs in pending, ready or completed.", (*POOL, "queue"), registry=r
         )
         self.queue_oldest = Gauge(
-            "vmpool_health_queue_oldest_age_seconds", "Age of the oldest of them.", (*pool, "queue"), registry=r
+            "vmpool_health_queue_oldest_age_seconds", "Age of the oldest of them.", (*POOL, "queue"), registry=r
         )
         self.queue_average = Gauge(
-            "vmpool_health_queue_average_age_seconds", "Their average age.", (*pool, "queue"), registry=r
+            "vmpool_health_queue_average_age_seconds", "Their average age.", (*POOL, "queue"), registry=r
         )
         self.queue_stuck = Gauge(
-            "vmpool_health_queue_stuck_count", "VMs in pending for too long.", (*pool, "queue"), registry=r
+            "vmpool_health_queue_stuck_count", "VMs in pending for too long.", (*POOL, "queue"), registry=r
         )
 
     def drop_pool(self, namespace: str, pool: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from vmpool.api.pool import Failure, VMPoolSpec, VMPoolStatus
-from vmpool.engine import letters
+from vmpool.engine import letters, pace
 from vmpool.engine.letters import Letters, letter
 from vmpool.engine.sights import Sights
 from vmpool.engine.world import Refusal
@@ -195,7 +195,7 @@ async def test_a_thousand_failures_at_once_are_written_at_the_rate(monkeypatch: 
         pauses.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr(letters.asyncio, "sleep", noted)
+    monkeypatch.setattr(pace.asyncio, "sleep", noted)
     await asyncio.gather(*(box.letters.write(POOL, MACHINE, FAILURE) for _ in range(200)))
     assert len(box.bodies) == 200
     assert max(pauses) == pytest.approx(199 / 100, rel=0.2)
