@@ -18,12 +18,12 @@ MOTO := $(CACHE)/venvs/moto-$(shell sha256sum requirements/moto.txt | cut -c1-12
 export VMPOOL_MOTO_SERVER := $(MOTO)/bin/moto_server
 PACKAGES := libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qemu-utils dnsmasq-base \
 	busybox-static linux-image-cloud-amd64 pkg-config gcc slapd ldap-utils libldap-dev libsasl2-dev prometheus
-SUITES := tests/contract tests/control_plane tests/crash tests/e2e
+SUITES := tests/contract tests/control_plane tests/guide tests/crash tests/e2e
 # Which benchmarks, by name; empty is all of them. Medians are over so many pairs of ours and the floor.
 BENCH ?=
 PAIRS ?= 5
 
-.PHONY: help setup system check test test-e2e test-crash bench bench-profile plots demo demo-stop generate \
+.PHONY: help setup system check test test-guide test-e2e test-crash bench bench-profile plots demo demo-stop generate \
 	requirements format clean
 
 help: ## Show the targets.
@@ -70,6 +70,10 @@ check: setup ## Format, lint, strict types, import contracts, unit tests: under 
 test: system setup $(MOTO)/.ready check ## Run every test that a machine without a container engine can.
 	$(BIN)/python -m vmpool dev build
 	$(BIN)/python -m pytest $(SUITES)
+
+test-guide: system setup $(MOTO)/.ready ## Try the operator guide's sentences, one test each.
+	$(BIN)/python -m vmpool dev build
+	$(BIN)/python -m pytest tests/guide
 
 test-e2e: system setup ## Run the tests with real machines.
 	$(BIN)/python -m vmpool dev build

@@ -1,14 +1,13 @@
 """What a purge policy removes, what it leaves alone, and what it says: on a real server, with real machines."""
 
-import json
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
 
 import pytest
 
 from tests.api import Json
+from tests.control_plane.operator.purges import NEVER, Purge
 from tests.control_plane.operator.stage import DEADLINE, Stage, condition, metric, names
-from tests.objects import claim, thing
+from tests.objects import claim
 from tests.operators import Operator
 from tests.planes import Kubectl
 from tests.waiting import until
@@ -18,9 +17,6 @@ from vmpool.dev.plane import ControlPlane
 pytestmark = pytest.mark.control_plane
 
 WIDTH = 120
-NEVER = "8000h"
-CALM = {f"max{state}Age": NEVER for state in ("Pending", "Ready", "Completed", "Orphaned")} | {"interval": "1s"}
-"""A policy that removes nothing; tests shorten the one age that they are about."""
 SOME_UID = "00000000-0000-4000-8000-000000000000"
 START = "[*] [purge] Starting stale queue entry purge cycle"
 
@@ -43,55 +39,6 @@ def served(
     made.start()
     yield made
     made.kill()
-
-
-class Purge:
-    """The test's policy, and what the operator said about it."""
-
-    def __init__(self, stage: Stage, served: Operator) -> None:
-        self.stage = stage
-        self.served = served
-        self.name = f"tidy-{stage.pool.removeprefix('web-')}"
-        self.policies = stage.api.kind("purgepolicies", stage.namespace)
-
-    async def put(self, **spec: Any) -> None:
-        """Make the policy, or change its spec."""
-        if (await self.policies.get(self.name)).status == 404:
-            (await self.policies.create(thing("PurgePolicy", self.name, CALM | spec))).ok()
-        else:
-            (await self.policies.merge(self.name, {"spec": spec})).ok()
-
-    async def status(self) -> Json:
-        return dict((await self.policies.get(self.name)).ok().get("status", {}))
-
-    async def says(self, kind: str, status: str, reason: str) -> str:
-        return await self.stage.says(self.policies, self.name, kind, status, reason)
-
-    async def cycle(self, wanted: Callable[[Json], bool], what: str) -> Json:
-        """Wait for a recorded cycle like this, and return it."""
-
-        async def found() -> Json | None:
-            last = (await self.status()).get("lastCycle")
-            return last if last is not None and wanted(last) else None
-
-        return await until(found, deadline=DEADLINE, what=what)
-
-    def lines(self) -> list[Json]:
-        """The operator's log lines about this policy."""
-        written = [json.loads(line) for line in self.served.lines().splitlines() if line.startswith("{")]
-        return [line for line in written if line.get("policy") == f"{self.stage.namespace}/{self.name}"]
-
-    def said(self, part: str) -> list[Json]:
-        return [line for line in self.lines() if part in line["event"]]
-
-    def cycles(self) -> int:
-        """How many cycles have ended."""
-        return len(self.said("[*] [purge] Completed purge cycle in "))
-
-    async def more_cycles(self, count: int = 3) -> None:
-        """Wait until so many more cycles have ended."""
-        before = self.cycles()
-        await until(lambda: self.cycles() >= before + count, deadline=DEADLINE, what=f"{count} more cycles")
 
 
 @pytest.fixture

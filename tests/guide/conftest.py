@@ -1,0 +1,86 @@
+"""The guide's own words, tried: one operator serves the tests of a module, and every command is what people type."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.api import Api, api, shared_namespace
+from tests.clouds import SimCloud, make_simcloud, shared_simcloud, simcloud
+from tests.control_plane.operator.box import Box
+from tests.control_plane.operator.purges import Purge
+from tests.control_plane.operator.stage import Stage
+from tests.operators import Operator, operator
+from vmpool.dev.plane import ControlPlane
+
+__all__ = [
+    "api",
+    "make_simcloud",
+    "operator",
+    "shared_namespace",
+    "shared_simcloud",
+    "simcloud",
+]
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+COMMAND_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def served(
+    plane: ControlPlane, shared_namespace: str, crds_installed: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Operator]:
+    """An operator that looks again soon after something changed; what it decides is as ever."""
+    made = Operator(
+        plane.kubeconfig,
+        tmp_path_factory.mktemp("operator"),
+        VMPOOL_WATCH_NAMESPACE=shared_namespace,
+        VMPOOL_NAMESPACE=shared_namespace,
+        VMPOOL_PURGE_LOOK_SECONDS="0.3",
+        VMPOOL_PURGE_CYCLE_SECONDS="5",
+        VMPOOL_STRAGGLER_GRACE_SECONDS="1",
+        VMPOOL_STRAGGLER_TTL_SECONDS="3600",
+    )
+    made.start()
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+async def stage(api: Api, served: Operator, shared_namespace: str, simcloud: SimCloud) -> Stage:
+    """Names of the test's own in the module's namespace, served by the module's operator."""
+    await served.ready()
+    return Stage(api, shared_namespace, simcloud)
+
+
+@pytest.fixture
+def box(stage: Stage) -> Box:
+    """The stage's dead letters."""
+    return Box(stage)
+
+
+@pytest.fixture
+def tidy(stage: Stage, served: Operator) -> Purge:
+    """The stage's purge policy."""
+    return Purge(stage, served)
+
+
+@pytest.fixture
+def run(plane: ControlPlane, stage: Stage) -> Run:
+    """Call ``run("dlq", "list")`` as a user types ``vmpool dlq list``; fails unless it ends with ``code``."""
+
+    def run(*args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "vmpool", *args],
+            env={**os.environ, "KUBECONFIG": str(plane.kubeconfig), "COLUMNS": "200", "NO_COLOR": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_SECONDS,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
