@@ -29,7 +29,12 @@ LETTERS: dict[str, dict[str, Any]] = {
 async def letters(api: Api, namespace: str) -> str:
     """Three letters of two causes and two pools."""
     for number, (name, changes) in enumerate(LETTERS.items()):
-        spec = {**FULL_SPECS["deadletters"], "failedAt": f"2026-01-0{number + 1}T00:00:00.000000Z", **changes}
+        spec = {
+            **FULL_SPECS["deadletters"],
+            "queue": "failures",
+            "failedAt": f"2026-01-0{number + 1}T00:00:00.000000Z",
+            **changes,
+        }
         del spec["action"]
         (await api.kind("deadletters", namespace).create(thing("DeadLetter", name, spec))).ok()
     return namespace
@@ -88,13 +93,32 @@ def test_a_letter_is_shown_whole(run: Run, letters: str) -> None:
 async def test_actions_are_asked_for_by_name_and_by_what_letters_have_in_common(
     run: Run, api: Api, letters: str
 ) -> None:
-    assert run("redrive", "--fingerprint", "aaaaaaaaaaaa").stdout == "redrive asked for 2 letters\n"
+    unserved = "note: there is no DeadLetterQueue failures: nothing is done for its letters until there is\n"
+    assert run("redrive", "--fingerprint", "aaaaaaaaaaaa").stdout == f"redrive asked for 2 letters\n{unserved}"
+    (await api.kind("deadletterqueues", letters).create(thing("DeadLetterQueue", "failures", {}))).ok()
     assert run("discard", "db-c-ready-1").stdout == "discard asked for 1 letter\n"
     assert await actions(api, letters) == {
         "web-a-clone-1": "redrive",
         "web-b-clone-1": "redrive",
         "db-c-ready-1": "discard",
     }
+
+
+async def test_a_letter_that_was_answered_is_asked_for_anew(run: Run, api: Api, letters: str) -> None:
+    kind = api.kind("deadletters", letters)
+
+    async def generation() -> int:
+        return int((await kind.get("web-a-clone-1")).ok()["metadata"]["generation"])
+
+    run("redrive", "web-a-clone-1")
+    asked = await generation()
+    run("redrive", "web-a-clone-1")
+    assert await generation() == asked, "it waits already"
+    answer = {"status": {"phase": "NotNeeded", "observedGeneration": asked}}
+    (await kind.merge("web-a-clone-1", answer, "status")).ok()
+    run("redrive", "web-a-clone-1")
+    assert await generation() > asked
+    assert (await actions(api, letters))["web-a-clone-1"] == "redrive"
 
 
 async def test_what_nobody_chose_is_never_acted_on(run: Run, api: Api, letters: str) -> None:

@@ -25,7 +25,7 @@ from vmpool.cli.cluster import (
     text,
 )
 from vmpool.kube.errors import NotFound
-from vmpool.kube.kinds import DEAD_LETTERS
+from vmpool.kube.kinds import DEAD_LETTER_QUEUES, DEAD_LETTERS
 from vmpool.kube.resource import Json
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: failures that are kept, tried again or discarded.")
@@ -180,20 +180,43 @@ def _act(action: str, names: list[str] | None, fields: str, selector: str, where
         raise typer.Exit(2)
     namespace, kubeconfig, context = where
 
-    async def work(cluster: Cluster) -> int:
+    async def work(cluster: Cluster) -> tuple[int, list[str]]:
         chosen = names or [one["metadata"]["name"] for one in await _matching(cluster, fields, selector)]
-        count = 0
+        queues: Counter[str] = Counter()
         for name in chosen:
             try:
-                await cluster.client.patch_merge(DEAD_LETTERS, cluster.namespace, name, {"spec": {"action": action}})
-                count += 1
+                queues[await _ask(cluster, name, action)] += 1
             except NotFound:
                 if names:
                     raise Mistake(f"there is no DeadLetter {name} in namespace {cluster.namespace}") from None
-        return count
+        return queues.total(), [name for name in sorted(queues) if not await _exists(cluster, name)]
 
-    count = in_cluster(kubeconfig, context, namespace, work)
+    count, unserved = in_cluster(kubeconfig, context, namespace, work)
     out.print(f"{action} asked for {count} {'letter' if count == 1 else 'letters'}")
+    for name in unserved:
+        out.print(f"note: there is no DeadLetterQueue {name}: nothing is done for its letters until there is")
+
+
+async def _ask(cluster: Cluster, name: str, action: str) -> str:
+    """Ask for an action on one letter, anew if it was answered before; return its queue."""
+
+    async def put(value: str | None) -> Json:
+        return await cluster.client.patch_merge(DEAD_LETTERS, cluster.namespace, name, {"spec": {"action": value}})
+
+    letter = await put(action)
+    if (letter.get("status") or {}).get("observedGeneration", -1) >= letter["metadata"]["generation"]:
+        # The same wish again changes nothing on the server: it has to be taken back first.
+        await put(None)
+        letter = await put(action)
+    return str(letter["spec"]["queue"])
+
+
+async def _exists(cluster: Cluster, queue: str) -> bool:
+    try:
+        await cluster.client.get(DEAD_LETTER_QUEUES, cluster.namespace, queue)
+    except NotFound:
+        return False
+    return True
 
 
 async def _matching(cluster: Cluster, fields: str, selector: str) -> list[Json]:

@@ -201,6 +201,7 @@ def letter_facts(raw: dict[str, Any]) -> Letter:
         deleting="deletionTimestamp" in meta,
         attempt=spec.get("attempt", 1),
         generation=meta.get("generation", 0),
+        observed_generation=status.get("observedGeneration", -1),
     )
 
 

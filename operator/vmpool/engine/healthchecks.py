@@ -115,6 +115,7 @@ class HealthLoop(Loop):
         self._first = False
         level = self._level()
         self._measure(level, total, now)
+        self.metrics.reliability.health_interval.labels(*self.key).set(policy.spec.interval.total_seconds())
         if counts:
             log.info(
                 f"[*] [health] Status: {level.name} | Queues: P={total.pending} R={total.ready} C={total.completed} | "

@@ -78,6 +78,8 @@ class PurgeLoop(Loop):
         self._last: PurgeCycle | None = obj.status.last_cycle
         self._began: datetime | None = None
         self._generation = -1
+        self._covered: frozenset[str] = frozenset()
+        """Uids of the pools that the last cycle spoke for."""
         self._started = time.monotonic()
 
     def __str__(self) -> str:
@@ -105,15 +107,21 @@ class PurgeLoop(Loop):
             self._take_back(self._cycle.orders)
             self._cycle = None
         namespace, name = self.key
-        for gauge in (self.metrics.reliability.purge_last, self.metrics.reliability.purge_found):
+        reliability = self.metrics.reliability
+        for gauge in (reliability.purge_last, reliability.purge_interval, reliability.purge_found):
             drop(gauge, namespace=namespace, purge_policy=name)
         await self.doing.stop(self.world.stop_grace_seconds)
 
     # --- when ------------------------------------------------------------------------------------
 
     def _due(self, now: datetime) -> bool:
-        """Whether a cycle begins: at the start, when the spec changed, and every interval; a clock may go back."""
+        """Whether a cycle begins: at the start, every interval, and when the spec changed or another pool names it.
+
+        A clock may go back.
+        """
         if self._began is None or self.policy.generation != self._generation:
+            return True
+        if any(pool.uid not in self._covered for pool in self._pools()):
             return True
         return now < self._began or now >= self._began + self.policy.spec.interval
 
@@ -184,6 +192,8 @@ class PurgeLoop(Loop):
     async def _begin(self, now: datetime) -> None:
         clock = time.monotonic()
         self._began, self._generation = now, self.policy.generation
+        self._covered = frozenset(pool.uid for pool in self._pools())
+        self.metrics.reliability.purge_interval.labels(*self.key).set(self.policy.spec.interval.total_seconds())
         policy, spec = str(self), self.policy.spec
         log.info("[*] [purge] Starting stale queue entry purge cycle", policy=policy)
         found = purge.look(self._groups(), spec, now)

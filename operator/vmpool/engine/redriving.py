@@ -14,6 +14,7 @@ from vmpool.plan.actions import CreateVM
 from vmpool.plan.lifecycle import LetterPhase
 from vmpool.plan.policies import Letter, Queue
 from vmpool.plan.redrive import (
+    AGAIN,
     Conclude,
     Decision,
     DestroyAnew,
@@ -107,13 +108,14 @@ async def _carry_out(world: World, decision: Decision, now: datetime) -> Conclud
 
 
 async def _answer(world: World, letter: Letter, answer: Conclude, now: datetime) -> None:
-    status = {
+    status: dict[str, object] = {
         "phase": answer.phase.value,
         "observedGeneration": letter.generation,
         "message": answer.message[:MESSAGE_MAX],
         "handledAt": format_time(now),
-        "successor": answer.successor or None,
     }
+    if answer.message != AGAIN:
+        status["successor"] = answer.successor or None
     await write_letter(world, letter, status)
 
 

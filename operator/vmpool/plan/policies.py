@@ -72,3 +72,10 @@ class Letter:
     attempt: int = 1
     """Which attempt of the VM failed."""
     generation: int = 0
+    observed_generation: int = -1
+    """The generation whose action was done last."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether somebody has asked to try it again, for the first time or anew, and nobody has yet."""
+        return self.action == "redrive" and self.generation > self.observed_generation

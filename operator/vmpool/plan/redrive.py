@@ -17,6 +17,7 @@ from vmpool.plan.lifecycle import LetterPhase, Phase
 from vmpool.plan.policies import Letter, Queue
 from vmpool.plan.snapshot import VM, PoolFacts, ProviderFacts
 
+AGAIN: Final = "it was redriven before: what came of it, and failed since, has a letter of its own"
 NAMES: Final = 5
 """How many names a successor may have: only a namesake of somebody else's makes it take the next one."""
 
@@ -101,6 +102,9 @@ def succeeded(name: str) -> str:
 def decide(seen: Redrive) -> Decision:
     """Return what a redrive comes to now."""
     letter, vm = seen.letter, seen.vm
+    if letter.phase == LetterPhase.REDRIVEN:
+        # What came of it may have failed since: then that has a letter of its own, and knows the newer state.
+        return Conclude(LetterPhase.REDRIVEN, AGAIN)
     if letter.queue_from == Queue.TASKS:
         return _task(letter, vm)
     if vm is not None and vm.attempt > letter.attempt:
@@ -114,6 +118,12 @@ def decide(seen: Redrive) -> Decision:
         )
     if pool.deleting:
         return Conclude(LetterPhase.REFUSED, f"VMPool {pool.name} is being deleted")
+    return _in_pool(seen, pool, vm)
+
+
+def _in_pool(seen: Redrive, pool: PoolFacts, vm: VM | None) -> Decision:
+    """Return what a redrive comes to in the pool that had the failure."""
+    letter = seen.letter
     request_id = letter.request_id or f"req-{_digest(letter, 0)[:16]}"
     names = successor_names(pool, letter)
     for name in names:

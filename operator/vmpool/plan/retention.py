@@ -20,7 +20,6 @@ from vmpool.api.deadletterqueue import (
     QueueSize,
 )
 from vmpool.api.meta import MAX_COUNT, format_duration
-from vmpool.plan.lifecycle import LetterPhase
 from vmpool.plan.policies import Letter, Queue, QueueObject
 
 WITHOUT_ARCHIVE: Final = 2
@@ -62,8 +61,7 @@ def plan_retention(letters: Iterable[Letter], spec: DeadLetterQueueSpec, now: da
         if letter.action == "discard":
             discard.append(letter)
             continue
-        waits = letter.action == "redrive" and letter.phase == LetterPhase.KEPT
-        if waits:
+        if letter.waits:
             redrive.append(letter)
         elif letter.failed_at <= born_by:
             expired.append(letter)

@@ -56,6 +56,9 @@ class ReliabilityMetrics:
         self.purge_last = Gauge(
             "vmpool_purge_last_cycle_timestamp_seconds", "When the last cycle ended.", purge, registry=r
         )
+        self.purge_interval = Gauge(
+            "vmpool_purge_interval_seconds", "How far apart the policy's cycles are.", purge, registry=r
+        )
         self.purge_seconds = Histogram(
             "vmpool_purge_cycle_seconds", "How long a cycle took.", purge, buckets=CYCLE_SECONDS, registry=r
         )
@@ -71,6 +74,9 @@ class ReliabilityMetrics:
         )
         self.health_last = Gauge(
             "vmpool_health_last_check_timestamp_seconds", "When health was judged last.", health, registry=r
+        )
+        self.health_interval = Gauge(
+            "vmpool_health_interval_seconds", "How far apart the policy's checks are.", health, registry=r
         )
         self.health_letters = Gauge(
             "vmpool_health_dlq_total_size", "Dead letters of all pools of a policy.", health, registry=r
@@ -120,6 +126,7 @@ class ReliabilityMetrics:
         for gauge in (
             self.health,
             self.health_last,
+            self.health_interval,
             self.health_letters,
             self.health_letters_by_queue,
             self.stuck,

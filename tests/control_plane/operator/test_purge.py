@@ -1,5 +1,6 @@
 """What a purge policy removes, what it leaves alone, and what it says: on a real server, with real machines."""
 
+import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
@@ -254,6 +255,18 @@ async def test_a_paused_pool_is_left_alone_and_named(stage: Stage, tidy: Purge) 
     last = await tidy.cycle(lambda one: one["kept"] == 1, "it is counted")
     assert (last["found"], last["purged"]) == (1, 0)
     assert names(await stage.vms_of(phase="Ready")) == vms
+
+
+async def test_a_pool_that_names_the_policy_need_not_wait_for_the_next_cycle(stage: Stage, tidy: Purge) -> None:
+    await tidy.put(maxReadyAge="1s", dryRun=True, interval="168h")
+    await stage.filled(1)
+    old_at = time.monotonic() + 1.5
+    await until(lambda: tidy.cycles() == 1, deadline=DEADLINE, what="the first cycle has ended, without the pool")
+    await until(lambda: time.monotonic() > old_at, deadline=DEADLINE, what="the VM is too old")
+    await stage.change(purgePolicy=tidy.name)
+    await tidy.cycle(lambda one: one["found"] == 1, "the pool's VM is listed")
+    interval = {"name": "vmpool_purge_interval_seconds", "purge_policy": tidy.name}
+    assert metric(tidy.served, **interval) == 168 * 3600
 
 
 async def test_without_its_policy_a_pool_keeps_everything_and_says_that_it_is_missing(

@@ -13,6 +13,7 @@ from vmpool.api.pool import PoolProvider, template_digest
 from vmpool.plan.lifecycle import LetterPhase, Phase
 from vmpool.plan.policies import Letter, Queue
 from vmpool.plan.redrive import (
+    AGAIN,
     NAMES,
     Conclude,
     DestroyAnew,
@@ -65,6 +66,17 @@ def test_a_vm_that_is_an_attempt_further_was_redriven(phase: Phase) -> None:
     answer = decide(seen(vm=again, vms=(again,)))
     assert isinstance(answer, Conclude)
     assert (answer.phase, answer.successor) == (LetterPhase.REDRIVEN, "web-0")
+
+
+@pytest.mark.parametrize("there", [None, ours(Phase.QUARANTINED), ours(Phase.READY, attempt=2)])
+def test_what_was_redriven_is_not_redriven_twice(there: VM | None) -> None:
+    done = replace(LETTER, phase=LetterPhase.REDRIVEN)
+    assert decide(seen(letter=done, vm=there)) == Conclude(LetterPhase.REDRIVEN, AGAIN)
+
+
+def test_what_was_not_needed_is_decided_anew() -> None:
+    before = replace(LETTER, phase=LetterPhase.NOT_NEEDED)
+    assert isinstance(decide(seen(letter=before)), Succeed)
 
 
 def test_a_vm_that_is_about_to_be_given_up_is_waited_for_and_a_ready_one_needs_nothing() -> None:

@@ -53,7 +53,8 @@ letters = st.lists(
         queue_from=st.sampled_from([queue.value for queue in Queue][:3]),
         fingerprint=st.sampled_from(["f0", "f1", "f2"]),
         action=st.sampled_from(["", "", "", "discard", "redrive"]),
-        phase=st.sampled_from([str(phase) for phase in LetterPhase]),
+        generation=st.integers(1, 3),
+        observed_generation=st.sampled_from([-1, 1, 2, 3]),
         deleting=st.booleans(),
     ),
     max_size=60,
@@ -84,7 +85,7 @@ def test_every_letter_has_at_most_one_end_and_enough_go(drawn: list[Letter], mos
     }
     assert all(one.failed_at <= NOW - DAY for one in plan.expired)
     assert all(one.failed_at > NOW - DAY or one in plan.redrive for one in left)
-    assert all((one.action, one.phase) == ("redrive", LetterPhase.KEPT) for one in plan.redrive)
+    assert all(one.action == "redrive" and one.generation > one.observed_generation for one in plan.redrive)
 
 
 @PLANS
@@ -120,11 +121,19 @@ def test_nothing_is_due_before_the_time_that_is_named(drawn: list[Letter], most:
 def test_a_letter_expires_at_its_very_time_and_one_that_waits_for_its_redrive_does_not() -> None:
     due, not_yet = a_letter(1, failed_at=NOW - DAY), a_letter(2, failed_at=NOW - DAY + timedelta(seconds=1))
     asked = a_letter(3, failed_at=NOW - 2 * DAY, action="redrive")
-    handled = a_letter(4, failed_at=NOW - 2 * DAY, action="redrive", phase=LetterPhase.REDRIVEN)
+    handled = a_letter(4, failed_at=NOW - 2 * DAY, action="redrive", generation=2, observed_generation=2)
     plan = plan_retention([not_yet, due, asked, handled], spec(), NOW)
     assert plan.expired == (handled, due)
     assert plan.redrive == (asked,)
     assert plan.next_at == NOW + timedelta(seconds=1)
+
+
+def test_a_letter_that_was_answered_is_tried_again_when_somebody_asks_anew() -> None:
+    answered = {"phase": LetterPhase.NOT_NEEDED, "observed_generation": 2}
+    same = a_letter(1, action="redrive", generation=2, **answered)
+    taken_back = a_letter(2, generation=3, **answered)
+    anew = a_letter(3, action="redrive", generation=4, **answered)
+    assert plan_retention([same, taken_back, anew], spec(), NOW).redrive == (anew,)
 
 
 def test_nothing_is_due_in_an_empty_queue() -> None:
