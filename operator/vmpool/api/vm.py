@@ -102,6 +102,8 @@ class StepRecord(Shape):
     """When it was done; a step that is done is never done again."""
     retries: Count | None = None
     """How often it failed and will be tried again."""
+    failed_at: Time | None = None
+    """When it failed last."""
     next_at: Time | None = None
     """Not before this time is it tried again."""
     reason: Word | None = None

@@ -150,7 +150,7 @@ def _moments(vm: VM, found: ClusterFacts) -> Iterator[Moment]:
         if step.finished_at is not None:
             yield Moment(step.finished_at, f"step {step.name} was done")
         elif step.reason:
-            when = step.next_at or step.started_at or vm.created_at
+            when = step.failed_at or step.started_at or vm.created_at
             yield Moment(when, f"step {step.name} failed {step.retries} times: {step.reason}: {step.message}")
     if vm.claim is not None and vm.claim.bound_at is not None:
         yield Moment(vm.claim.bound_at, f"handed out to {vm.claim.owner}")

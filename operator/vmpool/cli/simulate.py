@@ -26,7 +26,8 @@ Span = Annotated[str, typer.Option("--for", help="How far to look ahead, for exa
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Another value for a field of the policy, as maxPendingAge=10m.")
 ]
-MOST_CHECKS = 10_000
+MOST_STEPS = 10_000
+"""So many cycles or checks are looked at; more would take minutes."""
 
 
 @app.command("purge")
@@ -45,6 +46,7 @@ def purge_ahead(
     for policy in _chosen(found.purges, names, "PurgePolicy"):
         spec = _changed(policy.spec, changes)
         out.print(f"[bold]PurgePolicy {policy.namespace}/{policy.name}[/], every {format_duration(spec.interval)}")
+        _bounded(spec.interval, start, end)
         total = 0
         for cycle in cycles_ahead(purge_groups(found, policy), spec, start, end):
             would = "would stay, it is paused" if cycle.paused else "would be removed"
@@ -76,6 +78,7 @@ def health_ahead(
             policy.uid, policy.namespace, policy.name, policy.generation, policy.resource_version, spec, policy.status
         )
         out.print(f"[bold]HealthPolicy {policy.namespace}/{policy.name}[/], every {format_duration(spec.interval)}")
+        _bounded(spec.interval, start, end)
         for pool in found.naming(policy.namespace, policy.name, lambda pool: pool.spec.health_policy):
             state: State = restored_of(pool.status.conditions)
             if changes:
@@ -84,9 +87,7 @@ def health_ahead(
             filled = filled_at(pool, found.vms_of(pool), None, spec.thresholds.empty_pool_max_age, start)
             told: Level | None = None
             at = start
-            for _ in range(MOST_CHECKS):
-                if at > end:
-                    break
+            while at <= end:
                 numbers = numbers_of(found, judged, pool, at, filled)
                 state = judge(state, pool_readings(numbers, spec.thresholds), spec.hysteresis)
                 if state.told.level is not told:
@@ -116,6 +117,14 @@ def _start(
         return await gather(cluster, everywhere=everywhere)
 
     return in_cluster(kubeconfig, context, namespace, work), now, now + ahead
+
+
+def _bounded(interval: timedelta, start: datetime, end: datetime) -> None:
+    """End the command when more would have to be looked at than can be: half an answer would be a wrong one."""
+    if (end - start) / interval > MOST_STEPS:
+        longest = format_duration(interval * MOST_STEPS)
+        errors.print(f"error: with spec.interval {format_duration(interval)} --for can be {longest} at most")
+        raise typer.Exit(1)
 
 
 P = TypeVar("P", bound=PolicyObject[Any, Any])

@@ -47,6 +47,8 @@ T = TypeVar("T")
 DEFAULT_MEMORY = "1Gi"
 NO_BLAME = (CredentialsRefused, Exhausted, Throttled, LaneClosed)
 """Errors that say nothing about the VM: they cost it no attempt."""
+REFUSALS = (CredentialsRefused, Exhausted)
+"""Those that somebody has to do something about."""
 
 
 class Effects:
@@ -61,6 +63,7 @@ class Effects:
         readiness: Readiness = NO_READINESS,
         outlook: Outlook = NO_OUTLOOK,
         durations: Durations | None = None,
+        patience: timedelta | None = None,
     ) -> None:
         self.world = world
         self.retry = retry
@@ -68,6 +71,8 @@ class Effects:
         self.readiness = readiness
         self.outlook = outlook
         self.durations = durations
+        self.patience = patience
+        """How long a provider may refuse a machine before its VM is given up; None: for ever."""
         self.urgency = Urgency.REFILL
 
     async def run(self, action: VMAction) -> timedelta | None:  # one line an action is the clearest table
@@ -260,6 +265,7 @@ class Effects:
             terminal=error.terminal,
             blames_vm=not isinstance(error, NO_BLAME),
             retry_after=error.retry_after,
+            patience=self.patience if isinstance(error, REFUSALS) else None,
         )
         verdict = after_error(vm, step, what, self.retry, self.world.now())
         if isinstance(verdict, Failed):

@@ -97,6 +97,7 @@ def _step(raw: dict[str, Any]) -> StepFacts:
         next_at=moment(raw.get("nextAt")),
         reason=raw.get("reason", ""),
         message=raw.get("message", ""),
+        failed_at=moment(raw.get("failedAt")),
     )
 
 

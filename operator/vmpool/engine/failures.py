@@ -10,10 +10,13 @@ from vmpool.plan.actions import Action, Complete, EndClaim, Quarantine
 from vmpool.plan.letters import fingerprint, poisoned_by
 from vmpool.plan.snapshot import VM, PoolFacts, Reason, Step
 from vmpool.plan.vm import ENDED_MACHINE_GONE
+from vmpool.providers.errors import CredentialsRefused, Exhausted
 
 OWED_FOR = timedelta(hours=1)
 """How long a failed place waits for its successor before a fresh request id is used instead."""
 SLOWS_CREATION = (Step.CREATE, Step.BOOT)
+BLAMELESS = frozenset({Reason.PURGED_PENDING, CredentialsRefused.reason, Exhausted.reason})
+"""What says nothing of the template, nor of the next VM: its provider was out of reach, full, or did not let us."""
 POISONS = (Step.CREATE, Step.BOOT, Step.ADOPT)
 """Steps on the way to Ready: what fails there again and again will fail with the next VM too."""
 
@@ -51,8 +54,7 @@ class Failures:
             self._owed[failure.request_id] = (failure.retry_count, failure.failed_at)
         while len(self._owed) > MAX_RECENT_FAILURES:
             del self._owed[next(iter(self._owed))]
-        # That it waited for too long says nothing of the next one: its provider may have been out of reach.
-        tells = failure.error_class != Reason.PURGED_PENDING and digest in (None, "", self._digest)
+        tells = failure.error_class not in BLAMELESS and digest in (None, "", self._digest)
         if failure.step in SLOWS_CREATION and tells:
             retry = pool.spec.retry
             self.creation = backoff.after_failure(

@@ -157,7 +157,7 @@ def _probes(sight: Sight) -> str:
 
 def letter(pool: PoolFacts, vm: VM, failure: Failure, found: Diagnostics) -> Json:
     """Return the body of the DeadLetter of a failure."""
-    queue = queue_of(vm, failure.step)
+    queue = queue_of(vm, failure.step, failure.error_class)
     print_of = fingerprint(vm, failure.step, failure.error_class, failure.message)
     assert pool.spec.dead_letter_queue is not None, "only a pool that names a queue has letters"
     spec = DeadLetterSpec(

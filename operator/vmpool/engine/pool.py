@@ -170,6 +170,8 @@ class PoolLoop(Loop):
             readiness=spec.readiness,
             outlook=seen.outlook,
             durations=self.durations,
+            # Whoever wants failures kept wants to read of these too; without a queue a VM waits until it may be made.
+            patience=spec.readiness.timeout if spec.dead_letter_queue is not None else None,
         )
         effects.urgency = Urgency.REFILL if plan.counts.ready else Urgency.EMPTY_POOL
         for action in plan.actions:

@@ -202,7 +202,12 @@ def ledger(vm: VM, *changed: StepFacts) -> list[Json]:
 
 def _step(step: StepFacts) -> Json:
     made: Json = {"name": step.name}
-    times = {"startedAt": step.started_at, "finishedAt": step.finished_at, "nextAt": step.next_at}
+    times = {
+        "startedAt": step.started_at,
+        "finishedAt": step.finished_at,
+        "failedAt": step.failed_at,
+        "nextAt": step.next_at,
+    }
     made.update({key: format_time(value) for key, value in times.items() if value is not None})
     if step.retries:
         made["retries"] = step.retries

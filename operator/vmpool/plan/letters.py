@@ -10,7 +10,7 @@ from vmpool.api.deadletter import MAX_ATTEMPTS, Attempt
 from vmpool.api.pool import Failure, Poisoned
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.policies import Queue
-from vmpool.plan.snapshot import VM, Step
+from vmpool.plan.snapshot import VM, Reason, Step
 
 FINGERPRINT_DIGITS: Final = 12
 MESSAGE_MAX: Final = 1024
@@ -22,12 +22,15 @@ _VARIES: Final = re.compile(
 """What differs between two failures of the same cause."""
 
 
-def queue_of(vm: VM, step: str) -> Queue:
+def queue_of(vm: VM, step: str, error_class: str = "") -> Queue:
     """Return the queue name of a VM that failed at a step."""
     if step == Step.DESTROY:
         return Queue.TASKS
     if vm.claim is not None:
         return Queue.RUNNING
+    if error_class == Reason.PURGED_PENDING:
+        # As in VMPooler: what was stuck in pending is told from there, whatever it waited for.
+        return Queue.PENDING
     if step in (Step.CREATE, Step.ADOPT):
         return Queue.CLONE
     return Queue.READY if vm.phase == Phase.READY else Queue.PENDING
@@ -50,7 +53,7 @@ def fingerprint(vm: VM, step: str, error_class: str, message: str) -> str:
 def attempts_of(vm: VM, failure: Failure) -> tuple[Attempt, ...]:
     """Return the tries that are known: earlier failures that the ledger still holds, then the last one."""
     earlier = [
-        Attempt(at=one.next_at or one.started_at or failure.failed_at, reason=one.reason, message=one.message)
+        Attempt(at=one.failed_at or one.started_at or failure.failed_at, reason=one.reason, message=one.message)
         for one in vm.steps
         if one.reason and one.finished_at is None
     ]

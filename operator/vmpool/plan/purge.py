@@ -93,7 +93,7 @@ class Stale:
         """Return the order to remove it."""
         return Purge(
             phase=self.vm.phase,
-            message=self.why(policy),
+            message=f"{self.why(policy)}{self._last()}",
             failed=self.state is State.PENDING,
             at=now,
             retries=self.vm.step(Step.DESTROY).retries,
@@ -101,9 +101,12 @@ class Stale:
 
     def late_destruction(self, policy: str) -> str:
         """Say in one sentence, for its dead letter, that the destruction does not end."""
-        told = self.vm.step(Step.DESTROY)
-        last = f": {told.message or told.reason}" if told.reason else ""
-        return f"not destroyed: {self.why(policy)}{last}"
+        return f"not destroyed: {self.why(policy)}{self._last()}"
+
+    def _last(self) -> str:
+        """Say what it failed with last, where it hangs: that is what has to be looked at."""
+        told = next((step for step in reversed(self.vm.steps) if step.reason and step.finished_at is None), None)
+        return f": {told.reason}: {told.message}" if told is not None else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,10 +271,16 @@ def _reachable(seen: PoolSnapshot, vm: VM) -> bool:
 def ends(seen: PoolSnapshot) -> list[Complete]:
     """Give up what is ordered away on its way to Ready."""
     return [
-        Complete(vm, Reason.PURGED_PENDING, order.message, Step.BOOT)
+        Complete(vm, Reason.PURGED_PENDING, order.message, _stuck_at(vm))
         for vm, order in _ordered(seen)
         if vm.phase == Phase.PENDING
     ]
+
+
+def _stuck_at(vm: VM) -> Step:
+    if vm.machine_id:
+        return Step.BOOT
+    return Step.ADOPT if vm.adopt else Step.CREATE
 
 
 def replaced(seen: PoolSnapshot, live: Iterable[VM]) -> dict[str, tuple[Reason, str]]:

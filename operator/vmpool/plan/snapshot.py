@@ -82,6 +82,7 @@ class StepFacts:
     next_at: datetime | None = None
     reason: str = ""
     message: str = ""
+    failed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,8 @@ class CallError:
     blames_vm: bool = True
     """False for a failure of the provider as a whole: it costs the VM no attempt."""
     retry_after: timedelta | None = None
+    patience: timedelta | None = None
+    """A refusal of the provider is borne for so long, then the VM is given up because of it; None: for ever."""
 
 
 def after_error(vm: VM, step: Step, error: CallError, retry: Retry, now: datetime) -> StepFacts | Failed:
@@ -126,6 +128,9 @@ def after_error(vm: VM, step: Step, error: CallError, retry: Retry, now: datetim
         tries = f" ({retries} tries)" if retries > 1 else ""
         return Failed(step, error.reason, f"{error.message}{tries}")
     started = before.started_at or now
+    # Judged by a refusal after that time: what was answered before it may not be so any more.
+    if step is not Step.DESTROY and error.patience is not None and now - started >= error.patience:
+        return Failed(step, error.reason, f"{error.message} (for {(now - started).total_seconds():.0f} s)")
     wait = backoff.pause(max(retries, 1), retry.backoff, retry.max_backoff, f"{vm.uid}/{step}")
     if not counts:
         # No attempt is counted, so the pause grows with the time that the provider has had no room or patience.
@@ -137,6 +142,7 @@ def after_error(vm: VM, step: Step, error: CallError, retry: Retry, now: datetim
         next_at=now + max(wait, error.retry_after or timedelta()),
         reason=error.reason,
         message=error.message,
+        failed_at=now,
     )
 
 

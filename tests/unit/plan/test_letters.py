@@ -92,11 +92,12 @@ def a_failure(**changes: object) -> Failure:
 
 
 def test_the_attempts_are_the_failed_tries_of_the_ledger_and_the_last_one() -> None:
-    tried = StepFacts("create", NOW - timedelta(hours=1), None, 1, NOW - timedelta(minutes=50), "Busy", "try later")
+    failed = NOW - timedelta(minutes=50)
+    tried = StepFacts("create", NOW - timedelta(hours=1), None, 1, NOW, "Busy", "try later", failed)
     done = StepFacts("adopt", NOW - timedelta(hours=2), NOW - timedelta(hours=1), 1, None, "Busy", "tried and done")
     attempts = attempts_of(vm("web-a", steps=(tried, done)), a_failure())
     assert [(one.reason, one.message, one.at) for one in attempts] == [
-        ("Busy", "try later", NOW - timedelta(minutes=50)),
+        ("Busy", "try later", failed),
         ("Timeout", "late", NOW),
     ]
     many = tuple(StepFacts(f"s{n}", NOW, None, 1, None, "Busy", str(n)) for n in range(20))

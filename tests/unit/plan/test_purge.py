@@ -421,9 +421,22 @@ def test_sentences_stay_short_however_many_pools_are_paused() -> None:
     assert stopped.message.endswith("VMPool pool-2: spec.paused is true and 37 more")
 
 
+@pytest.mark.parametrize(
+    ("machine", "adopt", "step"), [("", "", Step.CREATE), ("", "m-7", Step.ADOPT), ("m-1", "", Step.BOOT)]
+)
+def test_a_stuck_vm_tells_where_it_hangs_and_what_it_met_last(machine: str, adopt: str, step: Step) -> None:
+    told = StepFacts(Step.CREATE, ago(hours=4), reason="CredentialsRefused", message="HTTP 403")
+    hangs = vm("p", Phase.PENDING, phase_since=ago(hours=4), steps=(told,), machine_id=machine, adopt=adopt)
+    (late,) = found(hangs).due
+    order = late.order(POLICY, NOW)
+    assert order.message.endswith(": CredentialsRefused: HTTP 403")
+    (end,) = purge.ends(snapshot(hangs, pool=pool(spec(replicas=1, purgePolicy=POLICY)), purges={hangs.uid: order}))
+    assert (end.step, end.message) == (step, order.message)
+
+
 def test_a_late_destruction_tells_what_the_provider_said_last() -> None:
     told = StepFacts(Step.DESTROY, ago(hours=2), retries=3, reason="Refused", message="locked by a backup")
     (late,) = found(vm("c", Phase.COMPLETED, phase_since=ago(hours=2), steps=(told,))).due
     text = "not destroyed: completed for 7200 s; PurgePolicy tidy allows 3600 s"
-    assert late.late_destruction(POLICY) == f"{text}: locked by a backup"
+    assert late.late_destruction(POLICY) == f"{text}: Refused: locked by a backup"
     assert replace(late, vm=replace(late.vm, steps=())).late_destruction(POLICY) == text

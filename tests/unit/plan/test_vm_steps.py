@@ -448,6 +448,20 @@ def test_a_failure_of_the_provider_costs_the_vm_nothing(before: int) -> None:
     assert (found.retries, found.next_at) == (before, soon(minutes=3))
 
 
+def test_a_refusal_is_borne_for_so_long_and_judged_by_one_that_comes_after_it() -> None:
+    def after(waited: timedelta, patience: timedelta | None) -> StepFacts | Failed:
+        error = CallError("CredentialsRefused", "HTTP 403", blames_vm=False, patience=patience)
+        there = vm("p", steps=(StepFacts(Step.CREATE, started_at=NOW - waited),))
+        return after_error(there, Step.CREATE, error, RETRY, NOW)
+
+    minutes = timedelta(minutes=15)
+    early = after(minutes - timedelta(seconds=1), minutes)
+    assert isinstance(early, StepFacts)
+    assert early.failed_at == NOW
+    assert after(minutes, minutes) == Failed(Step.CREATE, "CredentialsRefused", "HTTP 403 (for 900 s)")
+    assert isinstance(after(timedelta(days=9), None), StepFacts), "without a queue it waits until it may be made"
+
+
 @pytest.mark.parametrize(
     "error", [TRY_LATER, CallError("Terminal", "no", terminal=True), CallError("Throttled", "wait", blames_vm=False)]
 )
