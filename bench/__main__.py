@@ -17,7 +17,7 @@ from rich.table import Table
 from tests.clouds import SimCloud
 from tests.planes import CRDS
 
-from bench import checkout, claim, cold_start, fill, idle, memory, plan, react, sizes
+from bench import checkout, claim, cold_start, failures, fill, idle, memory, plan, react, sizes
 from bench.figures import Result
 from bench.rig import Rig, raised
 from vmpool.dev import build
@@ -29,6 +29,7 @@ BENCHES: dict[str, Callable[[Rig, int], Awaitable[Result]]] = {
     "checkout": checkout.run,
     "claim": claim.run,
     "cold_start": cold_start.run,
+    "failures": failures.run,
     "fill": fill.run,
     "fill_sizes": sizes.run,
     "idle": idle.run,

@@ -32,14 +32,19 @@ class Operator(Program):
 
     def __init__(self, kubeconfig: Path, folder: Path, **settings: str) -> None:
         super().__init__(kubeconfig, folder / "operator.log", **settings)
+        self._led_before = 0
+
+    def start(self) -> None:
+        """Start it; returns at once."""
+        self._led_before = self.lines().count('"engine_ready"')
+        super().start()
 
     async def ready(self, deadline: float = 30.0) -> None:
-        """Wait until it leads and its first lists are complete."""
-        seen = self.lines().count('"engine_ready"') if not self.running else 0
+        """Wait until this life of it leads and its first lists are complete."""
 
         def leads() -> bool:
             assert self.running, f"the operator ended:\n{self.lines()[-3000:]}"
-            return self.lines().count('"engine_ready"') > seen
+            return self.lines().count('"engine_ready"') > self._led_before
 
         await until(leads, deadline=deadline, what="the operator is ready")
 
