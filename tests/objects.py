@@ -241,6 +241,7 @@ FULL_STATUSES: dict[str, Json] = {
                 "startedAt": LONG_AGO,
                 "finishedAt": LATER,
                 "retries": 1,
+                "failedAt": LONG_AGO,
                 "nextAt": LATER,
                 "reason": "ProviderThrottled",
                 "message": "too many requests",
