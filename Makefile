@@ -17,7 +17,8 @@ READY := $(VENV)/.ready
 MOTO := $(CACHE)/venvs/moto-$(shell sha256sum requirements/moto.txt | cut -c1-12)
 export VMPOOL_MOTO_SERVER := $(MOTO)/bin/moto_server
 PACKAGES := libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qemu-utils dnsmasq-base \
-	busybox-static linux-image-cloud-amd64 pkg-config gcc slapd ldap-utils libldap-dev libsasl2-dev prometheus
+	busybox-static linux-image-cloud-amd64 pkg-config gcc slapd ldap-utils libldap-dev libsasl2-dev prometheus \
+	faketime
 SUITES := tests/contract tests/control_plane tests/guide tests/crash tests/e2e
 # Which benchmarks, by name; empty is all of them. Medians are over so many pairs of ours and the floor.
 BENCH ?=

@@ -74,6 +74,18 @@ class Settings(BaseSettings):
     """How long calls in flight may take when the process is told to stop."""
     requests_in_flight: int = Field(default=32, ge=1, le=1000)
     """Most requests to the API server at once."""
+    watch_silence_seconds: float = Field(default=90.0, ge=1.0, le=600.0)
+    """Without a byte for so long a watch is given up and begun anew: a server sends bookmarks about every 60 s."""
+    watchdog_seconds: float = Field(default=1.0, ge=0.05, le=5.0)
+    """How often the watchdog looks. With the two settings that follow at most 30 s: so soon is doubt noticed."""
+    watchdog_margin_seconds: float = Field(default=20.0, ge=0.1, le=20.0)
+    """How much longer than its silence a watch may have told nothing, and how long kopf may take to watch a kind."""
+    watchdog_linger_seconds: float = Field(default=3.0, ge=0.0, le=5.0)
+    """How long a process in doubt shows why in /healthz and /metrics, and begins nothing, before it ends."""
+    loop_block_seconds: float = Field(default=10.0, ge=0.5, le=25.0)
+    """How long the event loop may be held up by one piece of work before the process is ended from outside it."""
+    clock_jump_seconds: float = Field(default=5.0, ge=1.0, le=60.0)
+    """How far the wall clock may jump before the process ends; the next one compares clocks with the API server."""
     gateway: bool = False
     """Serve the REST API from this process too; its settings are those of ``vmpool gateway``."""
     claim_rounds_longest_seconds: float = Field(default=30.0, ge=0.1, le=3600.0)

@@ -102,7 +102,12 @@ def _of(metric: MetricWrapperBase) -> Described:
 def every_metric() -> list[Described]:
     """Return every metric of the product."""
     operator = Metrics()
-    return [*described(operator), *described(operator.reliability), *described(GatewayMetrics())]
+    return [
+        *described(operator),
+        *described(operator.watchdog),
+        *described(operator.reliability),
+        *described(GatewayMetrics()),
+    ]
 
 
 def metrics_page() -> str:
@@ -121,6 +126,8 @@ def metrics_page() -> str:
         " histogram also has a series that ends with `_created`: when it began.",
         "## Operator",
         _table(described(operator)),
+        "## Operator: watchdog",
+        _table(described(operator.watchdog)),
         "## Operator: dead letters, purge and health",
         _table(described(operator.reliability)),
         "## Gateway",

@@ -109,6 +109,11 @@ class Engine:
                 return f"{mirror.selection} was last heard of {mirror.age():.0f} s ago"
         return self.world.doubt()
 
+    @property
+    def loops(self) -> tuple[Loop, ...]:
+        """Every loop that runs now."""
+        return tuple(loop for loop, _ in list(self._loops.values()))
+
     # --- loops -----------------------------------------------------------------------------------
 
     def _start(self, uid: str, loop: Loop) -> None:

@@ -127,6 +127,11 @@ class Lane:
         """Whether calls are made at all; false from the opening of the circuit until a call has succeeded again."""
         return self.session is not None and self.breaker.at(datetime.now(UTC)).state is Circuit.CLOSED
 
+    @property
+    def levels(self) -> dict[Slots, tuple[int, int, int]]:
+        """Calls in flight, calls that wait, and slots, by class of calls."""
+        return {slots: (one.running, one.waiting, one.size) for slots, one in self._waiters.items()}
+
     def shut(self) -> None:
         """Begin no further call; those in flight go on."""
         self._shut = True

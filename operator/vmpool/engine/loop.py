@@ -34,6 +34,17 @@ class Loop(ABC):
         self._woken.set()
         self._calm: asyncio.TimerHandle | None = None
         self._failures = 0
+        self._began_at: float | None = None
+
+    @property
+    def errors_in_a_row(self) -> int:
+        """How many rounds in a row have ended with an error."""
+        return self._failures
+
+    @property
+    def idle_seconds(self) -> float | None:
+        """Seconds since the last round began; None before the first."""
+        return None if self._began_at is None else time.monotonic() - self._began_at
 
     def wake(self) -> None:
         """Ask for a round soon."""
@@ -66,6 +77,7 @@ class Loop(ABC):
             while True:
                 self._woken.clear()
                 self._rest()
+                self._began_at = time.monotonic()
                 work = Work()
                 pause = await work.of(self._one_round())
                 self.metrics.round_seconds.labels(self.kind).observe(work.seconds)

@@ -119,6 +119,8 @@ class World:
     """Wakes the loop of a pool by uid; set by the engine."""
     forgive: Callable[[str], None] = lambda _: None
     """Lets a poisoned pool create again, by its uid: somebody redrives a failure; set by the engine."""
+    suspicion: Callable[[], str] = lambda: ""
+    """Why the process is about to end, if it is; set by whoever watches over it."""
     waiting: Callable[[str], int] = lambda _: 0
     """How many VMs waiting claims lack in a pool, by its uid; set by the engine."""
 
@@ -212,8 +214,10 @@ class World:
         """Return why nothing may be begun or ended now; empty when there is no doubt.
 
         Either our clock differs from the API server's, or the server was restored into its past: then what we
-        know of claims may be older than what people were told.
+        know of claims may be older than what people were told. Or the process is about to end.
         """
+        if suspicion := self.suspicion():
+            return suspicion
         skew = self.client.clock_skew
         if skew is not None and abs(skew.total_seconds()) > self.settings.max_clock_skew_seconds:
             return f"the clock differs from the API server's by {skew.total_seconds():.1f} s"

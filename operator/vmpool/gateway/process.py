@@ -10,7 +10,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -33,7 +33,7 @@ from vmpool.kube.errors import Unreachable
 from vmpool.kube.kinds import POOLEDVMS, VMCLAIMS, VMPOOLS
 from vmpool.kube.mirror import Mirror, MirrorSettings, Selection
 from vmpool.settings import GatewaySettings, Settings
-from vmpool.telemetry import logs
+from vmpool.telemetry import logs, report
 from vmpool.telemetry.gateway import GatewayMetrics
 
 log = logs.get(__name__)
@@ -61,8 +61,10 @@ class GatewayProcess:
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         # Nothing of what is loaded now is garbage: to look through it again and again took half of a cold start.
         gc.disable()
+        loop, made = asyncio.get_running_loop(), list[Gateway]()
+        report.on_signal(lambda: _sections(self.settings, self.own, loop, made))
         try:
-            await serve(self.settings, self.own, GatewayMetrics(), self._stop, _collect_again)
+            await serve(self.settings, self.own, GatewayMetrics(), self._stop, _collect_again, made.append)
         except CannotStart as error:
             log.error("gateway_ends", error=str(error))
             return 1
@@ -79,15 +81,17 @@ async def serve(
     metrics: GatewayMetrics,
     stop: asyncio.Event,
     on_ready: Callable[[], None] = lambda: None,
+    on_made: Callable[[Gateway], None] = lambda _: None,
 ) -> None:
     """Serve until ``stop`` is set; then requests in flight get ``own.stop_seconds``, and it returns.
 
-    ``on_ready`` is called once, when the first lists are complete. Raises ``CannotStart``, and an ``ExceptionGroup``
-    of what gives reason to doubt what is known: then the process should end.
+    ``on_made`` is called once with what the handlers share, ``on_ready`` when the first lists are complete. Raises
+    ``CannotStart``, and an ``ExceptionGroup`` of what gives reason to doubt what is known: then the process should end.
     """
     async with AsyncExitStack() as stack:
         try:
             gateway, pair, context = await _prepare(stack, settings, own, metrics)
+            on_made(gateway)
             seen = pair.seen() if pair else ()
             runner = await _listen(stack, gateway, context)
         except (ValueError, OSError, Unreachable) as error:
@@ -192,6 +196,25 @@ async def _tell_when_ready(gateway: Gateway, on_ready: Callable[[], None]) -> No
         await asyncio.sleep(READY_POLL_SECONDS)
     on_ready()
     log.info("gateway_ready", pools=len(gateway.pools), vms=len(gateway.vms), claims=len(gateway.claims))
+
+
+def _sections(
+    settings: Settings, own: GatewaySettings, loop: asyncio.AbstractEventLoop, made: Sequence[Gateway]
+) -> Mapping[str, report.Section]:
+    """Return the sections of the report that SIGUSR1 asks for."""
+    sections: dict[str, report.Section] = {
+        "process": report.process,
+        "settings": report.settings(settings),
+        "gateway_settings": report.settings(own),
+        "tasks": report.tasks(loop),
+        "threads": report.threads,
+    }
+    if made:
+        gateway = made[0]
+        mirrors = (gateway.pools, gateway.vms, gateway.claims)
+        sections["mirrors"] = lambda: {str(mirror.selection): mirror.levels() for mirror in mirrors}
+        sections["gateway"] = lambda: {"unready": health.trouble(gateway)}
+    return sections
 
 
 def _collect_again() -> None:

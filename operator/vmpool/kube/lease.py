@@ -96,6 +96,25 @@ class Lease:
         """True while the last renewal is younger than the renew deadline."""
         return time.monotonic() < self._renewed_at + self._settings.renew_deadline.total_seconds()
 
+    @property
+    def left(self) -> float:
+        """Seconds until the renew deadline; negative after it, and infinitely so when it was never held."""
+        return self._renewed_at + self._settings.renew_deadline.total_seconds() - time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last renewal was sent; infinite before the first, and once let go."""
+        return time.monotonic() - self._renewed_at
+
+    @property
+    def overdue(self) -> bool:
+        """True midway from the renew deadline to the moment when a rival may begin; never once let go.
+
+        By then ``hold`` has raised, unless the process stood still.
+        """
+        last = (self._settings.renew_deadline + self._settings.duration) / 2
+        return last.total_seconds() < self.age < float("inf")
+
     async def acquire(self) -> None:
         """Return once the lease is ours; waits as long as that takes."""
         await self._until_done()

@@ -17,9 +17,9 @@ import random
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from vmpool.kube.client import Client
 from vmpool.kube.errors import Forbidden, KindNotFound, KubeError
@@ -169,6 +169,17 @@ class Mirror(Generic[T]):
     def age(self) -> float:
         """Seconds since list or watch last proved that the picture is true; infinite before the first list."""
         return time.monotonic() - self._proved_at
+
+    def levels(self) -> dict[str, Any]:
+        """What it holds and how it got it, for a report; ages are seconds, None before the first list."""
+        return {
+            "objects": len(self),
+            "synced": self.synced.is_set(),
+            "age_seconds": round(self.age(), 3) if self._proved_at > NEVER else None,
+            "broken": len(self.broken),
+            "regressed": self.regressed,
+            **asdict(self.stats),
+        }
 
     # --- learning --------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ from vmpool.api.crd import DEAD_LETTER_QUEUE, HEALTH_POLICY, POOL, PROVIDER, PUR
 from vmpool.kube.client import Client
 from vmpool.kube.connection import connection
 
+WATCHED = (POOL, PROVIDER, DEAD_LETTER_QUEUE, PURGE_POLICY, HEALTH_POLICY)
+"""The kinds that kopf watches for us."""
 ERROR_DELAYS = (1, 2, 3, 5, 8, 13, 30)
 """Seconds between kopf's own tries after an error; its default grows to ten minutes."""
 
@@ -52,5 +54,5 @@ def register(registry: kopf.OperatorRegistry, wake: Callable[[str], None], clien
     async def seen(meta: Mapping[str, Any], **_: Any) -> None:
         wake(meta["uid"])
 
-    for kind in (POOL, PROVIDER, DEAD_LETTER_QUEUE, PURGE_POLICY, HEALTH_POLICY):
+    for kind in WATCHED:
         kopf.on.event(keys.GROUP, keys.VERSION, kind.plural, id=f"wake-{kind.singular}", registry=registry)(seen)

@@ -40,11 +40,14 @@ from vmpool.kube.kinds import (
 )
 from vmpool.kube.lease import Lease, LeaseLost, LeaseSettings, new_identity
 from vmpool.kube.mirror import Mirror, MirrorSettings, Selection
-from vmpool.rim import probes
-from vmpool.rim.handlers import frame_settings, register
+from vmpool.rim import probes, report
+from vmpool.rim.fence import Fence, Sentry, fenced_loop
+from vmpool.rim.handlers import WATCHED, frame_settings, register
 from vmpool.rim.identity import install_id
+from vmpool.rim.watchdog import Watchdog, limits_of, silence_of
 from vmpool.settings import Settings
 from vmpool.telemetry import logs
+from vmpool.telemetry import report as reports
 from vmpool.telemetry.metrics import Metrics
 
 log = logs.get(__name__)
@@ -60,28 +63,41 @@ What it raises ends the process.
 
 
 class Process:
-    """One operator process; ``run`` returns its exit code."""
+    """One operator process; ``run`` returns its exit code. ``fence`` is the selector of the loop that it runs in."""
 
-    def __init__(self, settings: Settings, companions: Sequence[Companion] = ()) -> None:
+    def __init__(self, settings: Settings, companions: Sequence[Companion], fence: Fence) -> None:
         self.settings = settings
         self._companions = companions
         self.metrics = Metrics()
+        self.watchdog = Watchdog(limits_of(settings), self.metrics.watchdog)
+        self.sentry = Sentry(self.watchdog, fence)
         self.engine: Engine | None = None
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
         """Run until told to stop (0) or until there is doubt (1)."""
         self._take_signals()
+        loop = asyncio.get_running_loop()
+        reports.on_signal(lambda: report.sections(self.settings, loop, self.watchdog, self.engine))
+        self.watchdog.report = lambda: reports.write(
+            report.sections(self.settings, loop, self.watchdog, self.engine), "verdict"
+        )
+        self.watchdog.start()
+        self.sentry.start()
         work = asyncio.create_task(self._work(), name="operator")
         waiter = asyncio.create_task(self._stop.wait(), name="stop")
         beside = [asyncio.create_task(run(self.metrics.registry, self._stop)) for run in self._companions]
-        await asyncio.wait({work, waiter, *beside}, return_when=asyncio.FIRST_COMPLETED)
+        watch = asyncio.create_task(self.watchdog.wait(), name="watchdog")
+        await asyncio.wait({work, waiter, watch, *beside}, return_when=asyncio.FIRST_COMPLETED)
         waiter.cancel()
-        for task in (work, *beside):
+        for task in (work, watch, *beside):
             error = task.exception() if task.done() else None
             if error is not None or work.done():
+                self._hurry()
                 log.error("operator_ends", error=_flat(error), exc_info=error)
                 return 1
+        self.watchdog.at_ease = True
+        watch.cancel()
         log.info("operator_stops")
         # While the lease is still held: kopf, once it ends, cancels every task of the process.
         engine = [self.engine.stop()] if self.engine is not None else []
@@ -89,6 +105,11 @@ class Process:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
         return 0
+
+    def _hurry(self) -> None:
+        """Doubt: nothing that is in flight gets time to finish."""
+        if self.engine is not None:
+            self.engine.world.stop_grace_seconds = 0.0
 
     def _take_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -103,10 +124,12 @@ class Process:
             client = await stack.enter_async_context(await self._client())
             log.info("operator_starts", http=f"{self.settings.http_host}:{port}")
             lease = Lease(client, self.settings.namespace, keys.LEASE_NAME, new_identity(), self._lease_settings())
+            self.watchdog.lease = lease
             await lease.acquire()
             self.metrics.leader.set(1)
             stack.push_async_callback(lease.release)
             world = await self._world(client)
+            self.watchdog.mirrors = world.mirrors
             self.engine = Engine(world)
             stack.push_async_callback(self.engine.stop)
             # Nothing of what is loaded now is garbage: to look through it again and again took half of a cold start.
@@ -119,8 +142,7 @@ class Process:
                     group.create_task(self._frame(client, self.engine))
                     group.create_task(keep_clock(client, self.settings.namespace))
             except BaseExceptionGroup:
-                # Doubt: nothing that is in flight gets time to finish.
-                world.stop_grace_seconds = 0.0
+                self._hurry()
                 raise
 
     async def _hold(self, lease: Lease, world: World, engine: Engine) -> None:
@@ -133,8 +155,8 @@ class Process:
             raise
 
     def _alive(self) -> str:
-        """Not ready is no reason to be restarted; doubt ends the process by itself."""
-        return ""
+        """Not ready is no reason to be restarted; doubt is shown for a moment, then it ends the process by itself."""
+        return self.watchdog.trouble()
 
     def _ready(self) -> str:
         if self.engine is None:
@@ -157,7 +179,8 @@ class Process:
     async def _world(self, client: Client) -> World:
         namespace = self.settings.watch_namespace or None
         ours = await install_id(client, self.settings.namespace, self.settings.install_id)
-        bounds = MirrorSettings()
+        silence, max_age = silence_of(self.settings)
+        bounds = MirrorSettings(silence=silence, max_age=max_age)
         return World(
             client=client,
             settings=self.settings,
@@ -166,6 +189,7 @@ class Process:
             install_id=ours,
             stop_grace_seconds=self.settings.stop_grace_seconds,
             probes=asyncio.Semaphore(self.settings.probes_in_flight),
+            suspicion=self.watchdog.trouble,
             pools=Mirror(client, Selection(VMPOOLS, namespace), pool_facts, bounds),
             vms=Mirror(client, Selection(POOLEDVMS, namespace), vm_facts, bounds, VM_INDEXES),
             providers=Mirror(client, Selection(VMPROVIDERS, namespace), provider_object, bounds),
@@ -191,6 +215,7 @@ class Process:
         )
         # kopf has just taken the signals, and its own stop waits for 5 s, in which new work would begin.
         self._take_signals()
+        self.watchdog.follow(tasks, [kind.plural for kind in WATCHED])
         await kopf.run_tasks(tasks, ignored=ours)
         raise RuntimeError("kopf has ended by itself")
 
@@ -212,4 +237,10 @@ def _flat(error: BaseException | None) -> str:
 def run_operator(settings: Settings, companions: Sequence[Companion] = ()) -> None:
     """Run the operator, with what is to run in the same process, and exit with its code."""
     logs.configure(settings.log_format, settings.log_level)
-    sys.exit(asyncio.run(Process(settings, companions).run()))
+    fence = Fence()
+    process = Process(settings, companions, fence)
+    with asyncio.Runner(loop_factory=fenced_loop(fence)) as runner:
+        code = runner.run(process.run())
+    # Not before: the end too may be held up.
+    process.sentry.stop()
+    sys.exit(code)

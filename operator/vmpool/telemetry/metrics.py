@@ -7,6 +7,33 @@ from vmpool.telemetry.reliability import ReliabilityMetrics, drop
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
 
 
+class WatchdogMetrics:
+    """What the watchdog sees."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.age = Gauge(
+            "vmpool_watchdog_age_seconds",
+            "Age of what the watchdog watches: the mirror heard of longest ago, the lease's last renewal.",
+            ("what",),
+            registry=registry,
+        )
+        self.verdicts = Counter(
+            "vmpool_watchdog_verdicts_total",
+            "Doubts that end the process, by what gave rise to them.",
+            ("what",),
+            registry=registry,
+        )
+        self.lag = Histogram(
+            "vmpool_loop_lag_seconds",
+            "How late the event loop was for the watchdog's look.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.longest_lag = Gauge(
+            "vmpool_loop_lag_longest_seconds", "The longest such lag since the start.", registry=registry
+        )
+
+
 class Metrics:
     """The metrics of one process on a registry of its own, so that tests can have several."""
 
@@ -72,6 +99,7 @@ class Metrics:
         self.relists = Gauge("vmpool_relists", "Full lists made by a mirror.", ("kind",), registry=r)
         self.clock_skew = Gauge("vmpool_clock_skew_seconds", "Our clock minus the API server's.", registry=r)
         self.reliability = ReliabilityMetrics(r)
+        self.watchdog = WatchdogMetrics(r)
         self.leader = Gauge("vmpool_leader", "1 while this process holds the lease.", registry=r)
 
     def drop_pool(self, namespace: str, pool: str) -> None:
