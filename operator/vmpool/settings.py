@@ -21,6 +21,8 @@ class Settings(BaseSettings):
     """Serve only this namespace. Empty: all."""
     namespace: str = "default"
     """Where the operator's own objects are: its lease and its install id."""
+    pod_uid: str = ""
+    """uid of our pod, from the downward API: who finds the lease of its own pod knows that its holder is dead."""
     install_id: str = Field(default="", max_length=63, pattern=r"^[a-z0-9-]*$")
     """Take over machines of this install id. Empty: the one in ConfigMap vmpool-identity, made on the first start."""
     http_host: str = "127.0.0.1"

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from tests.waiting import until
 from vmpool.dev.plane import ControlPlane
 from vmpool.dev.state import API_SERVER
 from vmpool.kube.client import Client
-from vmpool.kube.lease import Lease, LeaseLost, LeaseSettings, new_identity
+from vmpool.kube.identity import new_identity
+from vmpool.kube.lease import Lease, LeaseLost, LeaseSettings
 from vmpool.kube.resource import LEASES, Json
 
 pytestmark = pytest.mark.control_plane
@@ -54,6 +56,10 @@ async def far(plane: ControlPlane, proxy: Proxy, tmp_path: Path) -> AsyncIterato
 
 def candidate(client: Client, namespace: str, name: str) -> Lease:
     return Lease(client, namespace, NAME, name, SETTINGS)
+
+
+SOMEBODY = "from vmpool.kube.identity import new_identity; print(new_identity())"
+SAME_PATH = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 async def spec_of(client: Client, namespace: str) -> Json:
@@ -97,6 +103,19 @@ async def test_a_dead_holder_is_replaced_after_its_lease(client: Client, namespa
     spec = await spec_of(client, namespace)
     assert (spec["holderIdentity"], spec["leaseTransitions"]) == ("heir", 1)
     assert not dead.held
+
+
+async def test_a_holder_that_is_known_to_be_dead_is_replaced_after_a_grace(client: Client, namespace: str) -> None:
+    gone = await asyncio.to_thread(
+        subprocess.check_output, [sys.executable, "-c", SOMEBODY], env=SAME_PATH, text=True, timeout=60
+    )
+    long = replace(SETTINGS, duration=timedelta(seconds=60), dead_grace=timedelta(seconds=0.5))
+    dead = Lease(client, namespace, NAME, gone.strip(), long)
+    await dead.acquire()
+    started = time.monotonic()
+    async with asyncio.timeout(30):
+        await Lease(client, namespace, NAME, new_identity(), long).acquire()
+    assert time.monotonic() - started >= long.dead_grace.total_seconds()
 
 
 async def test_a_released_lease_is_free_at_once(client: Client, namespace: str) -> None:

@@ -14,9 +14,6 @@ Safety never rests on it: two leaders for a moment are slow and noisy, but canno
 import asyncio
 import logging
 import math
-import os
-import secrets
-import socket
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,11 +25,15 @@ from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRec
 from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
 from vmpool.kube.client import Client
+from vmpool.kube.identity import certainly_dead
 
 log = logging.getLogger(__name__)
 
 RECORD_TIME = "%Y-%m-%d %H:%M:%S.%f"
 """What ``LeaseLock`` parses; it appends the Z itself, so the time must be UTC and have its fraction."""
+
+LATE_SECONDS = 0.05
+"""How much later than the end of another's lease it is looked at."""
 
 
 class LeaseLost(Exception):
@@ -49,17 +50,14 @@ class LeaseSettings:
     """Not renewed for so long, the leader gives up: 5 s before a rival may begin."""
     retry_period: timedelta = timedelta(seconds=2)
     """Between renewals, and between looks of a rival."""
+    dead_grace: timedelta = timedelta(seconds=3)
+    """A rival that knows that the holder is dead waits no longer than this: what it had sent last lands meanwhile."""
     request_timeout: timedelta = timedelta(seconds=4)
     """One look or renewal: two of them fit into the renew deadline."""
 
     def __post_init__(self) -> None:
         if not self.retry_period < self.renew_deadline < self.duration:
             raise ValueError("a lease needs retry_period < renew_deadline < duration")
-
-
-def new_identity() -> str:
-    """Host name, process id and chance: two lives of one pod are two candidates."""
-    return f"{socket.gethostname()}_{os.getpid()}_{secrets.token_hex(4)}"
 
 
 class _Lock(LeaseLock):  # type: ignore[misc]
@@ -88,6 +86,8 @@ class Lease:
         self._renewed_at = float("-inf")
         self._record: tuple[object, ...] | None = None
         self._record_since = 0.0
+        self._free_at = float("-inf")
+        """When another's lease will have run out, if it stays as it is."""
         self._acquire_time = ""
         self._said = ""
 
@@ -150,8 +150,11 @@ class Lease:
 
     async def _until_done(self) -> None:
         # A lease has no event to wait for: a rival's silence is what we look for.
-        while not await self._try():  # noqa: ASYNC110
-            await asyncio.sleep(self._settings.retry_period.total_seconds())
+        while not await self._try():
+            retry = self._settings.retry_period.total_seconds()
+            # A lease that is about to run out is looked at when it has, not up to a period later.
+            left = self._free_at - time.monotonic() + LATE_SECONDS
+            await asyncio.sleep(min(retry, left) if left > 0 else retry)
 
     async def _try(self) -> bool:
         """Take or renew the lease; False when that is not possible now."""
@@ -195,8 +198,11 @@ class Lease:
         now = time.monotonic()
         if seen != self._record:
             self._record, self._record_since = seen, now
-        promised = timedelta(seconds=int(record.lease_duration or 0))
-        return now - self._record_since > max(promised, self._settings.duration).total_seconds()
+        wait = max(timedelta(seconds=int(record.lease_duration or 0)), self._settings.duration)
+        if certainly_dead(str(record.holder_identity), self.identity):
+            wait = min(wait, self._settings.dead_grace)
+        self._free_at = self._record_since + wait.total_seconds()
+        return now > self._free_at
 
     def _wish(self) -> LeaderElectionRecord:
         # The API counts whole seconds; rounded up, because a rival believes it.

@@ -28,6 +28,7 @@ from vmpool.engine.world import LETTER_INDEXES, VM_INDEXES, World
 from vmpool.kube.client import Client, ClientSettings
 from vmpool.kube.connect import connect, keep_clock
 from vmpool.kube.events import EventRecorder, EventSettings
+from vmpool.kube.identity import new_identity
 from vmpool.kube.kinds import (
     DEAD_LETTER_QUEUES,
     DEAD_LETTERS,
@@ -38,7 +39,7 @@ from vmpool.kube.kinds import (
     VMPOOLS,
     VMPROVIDERS,
 )
-from vmpool.kube.lease import Lease, LeaseLost, LeaseSettings, new_identity
+from vmpool.kube.lease import Lease, LeaseLost, LeaseSettings
 from vmpool.kube.mirror import Mirror, MirrorSettings, Selection
 from vmpool.rim import probes, report
 from vmpool.rim.fence import Fence, Sentry, fenced_loop
@@ -123,7 +124,8 @@ class Process:
             stack.push_async_callback(runner.cleanup)
             client = await stack.enter_async_context(await self._client())
             log.info("operator_starts", http=f"{self.settings.http_host}:{port}")
-            lease = Lease(client, self.settings.namespace, keys.LEASE_NAME, new_identity(), self._lease_settings())
+            me = new_identity(self.settings.pod_uid)
+            lease = Lease(client, self.settings.namespace, keys.LEASE_NAME, me, self._lease_settings())
             self.watchdog.lease = lease
             await lease.acquire()
             self.metrics.leader.set(1)
@@ -185,7 +187,7 @@ class Process:
             client=client,
             settings=self.settings,
             metrics=self.metrics,
-            events=EventRecorder(client, "vmpool", new_identity(), EventSettings()),
+            events=EventRecorder(client, "vmpool", new_identity(self.settings.pod_uid), EventSettings()),
             install_id=ours,
             stop_grace_seconds=self.settings.stop_grace_seconds,
             probes=asyncio.Semaphore(self.settings.probes_in_flight),
