@@ -203,7 +203,8 @@ async def test_a_watcher_of_kopf_that_dies(
 
     detour.break_watches("vmpools")
     await shown_in(operator, "kopf")
-    assert await ends(operator) == 1
+    # Ended in order, or from outside when that took longer than its lease.
+    assert await ends(operator) in {1, 70}
     told = verdict(operator)
     assert told["what"] == "kopf"
     assert "watcher for vmpools.v1alpha1.vmpool.dev" in told["why"]
@@ -222,7 +223,8 @@ async def test_a_mirror_that_hears_nothing(
 
     detour.fall_silent("pooledvms")
     await shown_in(operator, "mirror")
-    assert await ends(operator) == 1
+    # Ended in order, or from outside when that took longer than its lease.
+    assert await ends(operator) in {1, 70}
     told = verdict(operator)
     assert told["what"] == "mirror"
     assert "pooledvms of" in told["why"]
@@ -399,7 +401,8 @@ async def test_a_wall_clock_that_jumps(
     # A reason to decide something before the watchdog's next look.
     (await site.pools.merge(POOL, {"spec": {"replicas": REPLICAS + 1}})).ok()
     await shown_in(operator, "clock")
-    assert await ends(operator) == 1
+    # Ended in order, or from outside when that took longer than its lease.
+    assert await ends(operator) in {1, 70}
     told = verdict(operator)
     assert abs(told["seconds"] - jump) < 10
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -53,6 +54,8 @@ from vmpool.telemetry.metrics import Metrics
 
 log = logs.get(__name__)
 
+LAST_SECONDS = 3.0
+"""How long a process in doubt may take to stop its engine and to let go of the lease."""
 LEASE_REQUEST_SHARE = 0.4
 """Of the renew deadline, for one request: two of them fit."""
 
@@ -96,6 +99,9 @@ class Process:
             if error is not None or work.done():
                 self._hurry()
                 log.error("operator_ends", error=_flat(error), exc_info=error)
+                # The engine stops and the lease is let go; whatever else there is need not end in order.
+                work.cancel()
+                await asyncio.wait({work}, timeout=LAST_SECONDS)
                 return 1
         self.watchdog.at_ease = True
         watch.cancel()
@@ -243,6 +249,11 @@ def run_operator(settings: Settings, companions: Sequence[Companion] = ()) -> No
     process = Process(settings, companions, fence)
     with asyncio.Runner(loop_factory=fenced_loop(fence)) as runner:
         code = runner.run(process.run())
+        if code != 0:
+            # kopf's tasks, told to end, may take seconds, and nobody waits for what they do.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     # Not before: the end too may be held up.
     process.sentry.stop()
     sys.exit(code)
