@@ -1,0 +1,99 @@
+"""Trials on the command line.
+
+``python -m tests.faults sample`` runs a part of them, stratified; ``all`` what the state file lacks; ``replay FILE``
+plays a kept violation again; ``report`` writes the report of the state.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+
+from tests.faults.gate.plan import Plan
+from tests.faults.rig.open import rig
+from tests.faults.scenarios import SCENARIOS
+from tests.faults.trials.choose import Places, double, pair_of, singles, stratified
+from tests.faults.trials.report import write_report
+from tests.faults.trials.run import Runner, violations
+from tests.faults.trials.state import State
+
+ROOT = Path(__file__).parents[2]
+STATE = ROOT / "bench" / "faults" / "trials.jsonl"
+REPORT = ROOT / "bench" / "faults" / "report.json"
+KEPT = ROOT / "bench" / "faults" / "violations"
+PLACES = ROOT / "bench" / "faults" / "places.json"
+DOUBLES = 1000
+"""Double faults in all."""
+
+
+def main() -> int:
+    """Read the command line and run; 1 when a promise was broken."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("what", choices=["sample", "all", "replay", "report", "learn"])
+    parser.add_argument("file", nargs="?", type=Path, help="of a violation, for replay")
+    parser.add_argument("--minutes", type=float, default=15.0, help="begin no trial after so many")
+    parser.add_argument("--jobs", type=int, default=4, help="trials at a time")
+    parser.add_argument("--scenario", action="append", choices=sorted(SCENARIOS), help="only these")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--count", type=int, default=10_000, help="trials at most")
+    parser.add_argument("--state", type=Path, default=STATE, help="what has been run")
+    given = parser.parse_args()
+    if given.what == "report":
+        write_report(State(given.state), _places_of_file(), REPORT)
+        return 0
+    return asyncio.run(_replay(given) if given.what == "replay" else _run(given))
+
+
+async def _run(given: argparse.Namespace) -> int:
+    names = given.scenario or sorted(SCENARIOS)
+    async with rig() as made:
+        runner = Runner(made, State(given.state), KEPT, given.jobs, _tell)
+        until = time.monotonic() + given.minutes * 60
+        places = await runner.learn(names)
+        if given.what == "learn" or not given.scenario:
+            PLACES.parent.mkdir(parents=True, exist_ok=True)
+            PLACES.write_text(json.dumps({name: [[p.sort, p.signature, p.occurrences] for p in those]
+                                          for name, those in places.items()}, indent=1) + "\n")  # fmt: skip
+        if given.what == "learn":
+            return 0
+        plans = _plans(given, places, runner.state)
+        _tell(f"{len(plans)} trials to run")
+        await runner.run(plans[: given.count], until)
+        _tell(f"{runner.ran} trials, {runner.violated} violations")
+        return 1 if runner.violated else 0
+
+
+def _plans(given: argparse.Namespace, places: Places, state: State) -> list[Plan]:
+    every = list(itertools.chain.from_iterable(singles(name, those) for name, those in places.items()))
+    if given.what == "sample":
+        return stratified(every, given.count, given.seed)
+    done, doubled = state.done(), state.doubles()
+    left = [plan for plan in every if pair_of(plan) not in done]
+    # One of each place before a second of any, so that a run that is cut short has seen all of it.
+    return stratified(left, len(left), 0) + [double(seed, places) for seed in range(DOUBLES) if seed not in doubled]
+
+
+async def _replay(given: argparse.Namespace) -> int:
+    plan = Plan.model_validate(json.loads(given.file.read_text())["plan"])
+    async with rig() as made:
+        evidence = await made.trial(SCENARIOS[plan.scenario], plan)
+    broken = violations(evidence)
+    _tell(f"{'met' if evidence.met else 'the fault did not come'}; {evidence.seconds:.1f} s, {evidence.lives} lives")
+    for one in broken:
+        _tell(one)
+    return 1 if broken else 0
+
+
+def _places_of_file() -> dict[str, list[tuple[str, str, int]]]:
+    return {name: [tuple(one) for one in those] for name, those in json.loads(PLACES.read_text()).items()}
+
+
+def _tell(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)  # noqa: T201 - progress on the command line
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A proxy between an operator and its far sides that can break any request at any point."""

@@ -1,0 +1,179 @@
+"""What goes wrong in a trial: at which call, event or list, and how."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from tests.faults.gate.calls import Call
+
+ANY = "*"
+
+
+class Point(StrEnum):
+    """When, in the life of a request."""
+
+    BEFORE = "before"
+    """Nothing has reached the far side."""
+    COMMITTED = "committed"
+    """The far side has done it, and nobody has been told."""
+    REPLIED = "replied"
+    """The reply was passed."""
+
+
+class Kind(StrEnum):
+    """What goes wrong."""
+
+    KILL = "kill"
+    """SIGKILL for the replica, at ``point``; the process is gone before anything else happens."""
+    ANSWER = "answer"
+    """``status`` instead of the far side's answer; ``point`` before: it never hears of the request."""
+    RESET = "reset"
+    """The connection is reset, at ``point``."""
+    HANG = "hang"
+    """``seconds`` without a byte, then a reset, at ``point``."""
+    DUPLICATE = "duplicate"
+    """The request is sent twice; the first answer is passed."""
+    DELAY = "delay"
+    """``seconds`` pass before it is forwarded."""
+    TRUNCATE = "truncate"
+    """Half of the answer's body, then a reset."""
+    # Watches: the trigger is an event.
+    FREEZE = "freeze"
+    """From this event on no byte, for ``seconds``; then all that was held."""
+    FREEZE_EVENTS = "freezeEvents"
+    """The same, but bookmarks still come: it looks alive."""
+    HOLD = "hold"
+    """This event comes ``seconds`` later, or never if its object has changed again by then."""
+    DROP = "drop"
+    """This event never comes."""
+    TWICE = "twice"
+    """This event comes twice."""
+    REPLAY = "replay"
+    """This event, and then every earlier one of the stream once more."""
+    ERROR = "error"
+    """An ERROR event with code ``status`` instead of it, then the end of the stream."""
+    CUT = "cut"
+    """Half of the line, then a reset."""
+    # Lists.
+    STALE = "stale"
+    """The list as it was when the replica listed this kind first."""
+    EMPTY = "empty"
+    """200 and no items."""
+    PARTIAL = "partial"
+    """200 and half of the items, said to be all."""
+
+
+WATCH_KINDS = frozenset(
+    {Kind.FREEZE, Kind.FREEZE_EVENTS, Kind.HOLD, Kind.DROP, Kind.TWICE, Kind.REPLAY, Kind.ERROR, Kind.CUT}
+)
+LIST_KINDS = frozenset({Kind.STALE, Kind.EMPTY, Kind.PARTIAL})
+NEEDS_STATUS = frozenset({Kind.ANSWER, Kind.ERROR})
+NEEDS_SECONDS = frozenset({Kind.HANG, Kind.DELAY, Kind.FREEZE, Kind.FREEZE_EVENTS, Kind.HOLD})
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, extra="forbid", frozen=True
+    )
+
+
+class Trigger(_Shape):
+    """Where: the ``occurrence``-th call, or event, with this signature."""
+
+    signature: str
+    occurrence: Annotated[int, Field(ge=1)] = 1
+    replica: str = ANY
+
+
+class Action(_Shape):
+    """How."""
+
+    kind: Kind
+    point: Point = Point.BEFORE
+    status: Annotated[int, Field(ge=400, le=599)] | None = None
+    seconds: Annotated[float, Field(gt=0, le=600)] | None = None
+    retry_after: Annotated[int, Field(ge=0, le=60)] | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.kind in NEEDS_STATUS and self.status is None:
+            raise ValueError(f"{self.kind} needs a status")
+        if self.kind in NEEDS_SECONDS and self.seconds is None:
+            raise ValueError(f"{self.kind} needs seconds")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The action in one word, as it stands in plans' names and in the report."""
+        parts = [self.kind.value]
+        if self.status is not None:
+            parts.append(str(self.status))
+        if self.kind in {Kind.KILL, Kind.ANSWER, Kind.RESET, Kind.HANG}:
+            parts.append(self.point.value)
+        return "-".join(parts)
+
+
+class Fault(_Shape):
+    """One thing that goes wrong."""
+
+    trigger: Trigger
+    action: Action
+
+
+class Plan(_Shape):
+    """What goes wrong in one trial; each fault is armed when the one before it has come."""
+
+    version: Literal[1] = 1
+    scenario: str = ""
+    seed: int = 0
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass
+class Progress:
+    """How far a plan has come in a trial."""
+
+    plan: Plan
+    done: list[str] = field(default_factory=list)
+    """What came: the names of the actions."""
+
+    @property
+    def met(self) -> bool:
+        """Whether everything of the plan has come."""
+        return len(self.done) == len(self.plan.faults)
+
+    @property
+    def armed(self) -> Fault | None:
+        """What comes next."""
+        return None if self.met else self.plan.faults[len(self.done)]
+
+    def strike(self, signature: str, replica: str, occurrence: int, of: frozenset[Kind] | None = None) -> Action | None:
+        """Return what goes wrong here, and note that it has; None: nothing does."""
+        fault = self.armed
+        if fault is None or (of is not None and fault.action.kind not in of):
+            return None
+        where = fault.trigger
+        if where.signature != signature or where.replica not in {ANY, replica}:
+            return None
+        # The second fault of a plan counts on from the first: its occurrence is the first one that is not too early.
+        if occurrence < where.occurrence or (not self.done and occurrence != where.occurrence):
+            return None
+        self.done.append(fault.action.name)
+        return fault.action
+
+
+def calls_of(action: Action) -> bool:
+    """Whether an action is about a call, not about a watch's event."""
+    return action.kind not in WATCH_KINDS
+
+
+def suits(action: Action, call: Call) -> bool:
+    """Whether an action can happen to this call."""
+    if action.kind in WATCH_KINDS:
+        return call.verb == "watch"
+    if action.kind in LIST_KINDS:
+        return call.verb == "list"
+    return call.verb != "watch"

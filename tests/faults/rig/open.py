@@ -1,0 +1,58 @@
+"""Start everything that trials share, and end it however the run ends."""
+
+import os
+import ssl
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+from rich.console import Console
+
+from tests.api import REQUEST_TIMEOUT_SECONDS, Api
+from tests.clouds import FAST, SimCloud
+from tests.faults.gate.client import GateProcess
+from tests.faults.rig.history import Recorder
+from tests.faults.rig.nursery import Nursery
+from tests.faults.rig.trial import Rig
+from tests.planes import install_crds, kubectl_of, throwaway_plane
+from vmpool.dev import build
+from vmpool.dev.progress import Progress
+
+
+@asynccontextmanager
+async def rig() -> AsyncIterator[Rig]:
+    """A control plane, a cloud, a gate, a nursery and a recorder."""
+    binaries = build.ensure(os.environ, Progress(Console(stderr=True)))
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmpool-faults-")))
+        # Forked from before there are threads or loops in it: a process of its own.
+        nursery = stack.enter_context(Nursery())
+        plane = stack.enter_context(throwaway_plane(binaries))
+        install_crds(kubectl_of(plane))
+        cloud = SimCloud(folder, *FAST)
+        cloud.start()
+        stack.callback(cloud.stop)
+        gate = GateProcess(folder, plane.ca)
+        gate.start()
+        stack.callback(gate.stop)
+        trust = ssl.create_default_context(cafile=str(plane.ca))
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(
+                plane.url,
+                connector=aiohttp.TCPConnector(ssl=trust, limit=0),
+                headers={"Authorization": f"Bearer {plane.token}"},
+                timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS),
+            )
+        )
+        recorder = await stack.enter_async_context(Recorder(plane.url, plane.token, trust))
+        yield Rig(
+            plane=plane,
+            api=Api(session),
+            cloud=cloud,
+            gate=await stack.enter_async_context(gate.session()),
+            nursery=nursery,
+            recorder=recorder,
+            folder=folder,
+        )

@@ -1,0 +1,216 @@
+"""One trial from its first object to its verdict: a scenario, a plan, a namespace and a tenant of its own."""
+
+import asyncio
+import itertools
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.api import Api
+from tests.clouds import SimCloud
+from tests.crash.site import Site
+from tests.faults.gate.client import GatedTrial
+from tests.faults.gate.plan import Plan
+from tests.faults.rig.history import KINDS, Recorder, Version
+from tests.faults.rig.nursery import Nursery
+from tests.faults.rig.replica import Replica
+from tests.operators import FAST
+from tests.waiting import until
+from vmpool.api import keys
+from vmpool.dev.plane import ControlPlane
+
+SETTINGS = {
+    **FAST,
+    # As in life: on a busy machine a short lease is lost for want of a processor. Nobody waits for it here.
+    "VMPOOL_LEASE_SECONDS": "15",
+    "VMPOOL_LEASE_RENEW_SECONDS": "10",
+    "VMPOOL_STRAGGLER_GRACE_SECONDS": "1",
+    "VMPOOL_STRAGGLER_TTL_SECONDS": "0",
+    "VMPOOL_PURGE_LOOK_SECONDS": "0.3",
+    "VMPOOL_PURGE_START_SECONDS": "2",
+    "VMPOOL_ERROR_PAUSE_SECONDS": "0.1",
+    "VMPOOL_ERROR_PAUSE_LONGEST_SECONDS": "1",
+    "VMPOOL_CLAIM_RETRY_SECONDS": "0.3",
+}
+"""Short pauses; none of them changes what is decided."""
+CONVERGE_SECONDS = 60.0
+"""From the last fault to the scenario's end."""
+SCENARIO_SECONDS = 90.0
+QUIET_SECONDS = 1.5
+"""Without an effective write: then nothing more is to come."""
+QUIET_DEADLINE = 20.0
+QUIET_LOOK_SECONDS = 0.25
+LEASES = "/apis/coordination.k8s.io/v1"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What users do, and what it has to come to."""
+
+    name: str
+    run: Callable[[Site], Awaitable[None]]
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a verdict rests on."""
+
+    plan: Plan
+    history: list[Version]
+    machines: list[dict[str, Any]]
+    """Every machine that the tenant ever had, as the ledger tells it."""
+    leaked: list[dict[str, Any]]
+    """Disks and nics without a machine."""
+    trace: list[dict[str, Any]]
+    events: list[tuple[float, str, str, int]]
+    failure: str
+    """Why the scenario did not come to its end; empty: it did."""
+    seconds: float
+    converged_after: float
+    """Seconds from the last fault to the scenario's end."""
+    lives: int
+    met: bool
+    """Whether everything of the plan came."""
+    log: str
+    install_id: str
+    began_at: float = 0.0
+    """When the trace begins, in Unix seconds: the ledger's times lie on that clock."""
+    ended: float = 0.0
+    """When the scenario came to its end, in seconds of the trace."""
+    looked: float = 0.0
+    """When the trace was taken: nothing was said after that, in seconds of the trace."""
+    canaries: tuple[str, ...] = ()
+    """Secrets that nobody may ever write down."""
+
+
+@dataclass
+class Rig:
+    """What serves many trials."""
+
+    plane: ControlPlane
+    api: Api
+    cloud: SimCloud
+    gate: aiohttp.ClientSession
+    nursery: Nursery
+    recorder: Recorder
+    folder: Path
+    _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    async def trial(self, scenario: Scenario, plan: Plan) -> Evidence:
+        """Run a scenario under a plan and gather what happened; leaves nothing behind but the tenant's ledger."""
+        name = f"f-{next(self._numbers)}"
+        folder = self.folder / name
+        folder.mkdir()
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+        (await self.api.call("POST", "/api/v1/namespaces", body)).ok()
+        gated = GatedTrial(self.gate, name)
+        await gated.begin(plan, {"api": self.plane.url, "cloud": self.cloud.url}, ["a"])
+        site = Site(self.api, name, self.cloud, self.cloud.tenant(), endpoint=gated.url("a", "cloud"))
+        replica = self._replica(gated, site, folder, scenario)
+        began, failure = time.monotonic(), ""
+        try:
+            await replica.start()
+            async with asyncio.timeout(SCENARIO_SECONDS):
+                await scenario.run(site)
+        except (AssertionError, TimeoutError) as error:
+            failure = str(error) or f"not done after {SCENARIO_SECONDS:g} s"
+        if (dead := replica.failed()) is not None:
+            failure = f"{failure}; {dead}".strip("; ")
+        seconds = time.monotonic() - began
+        ended = (await gated.state())["now"]
+        if not failure:
+            failure = await self._quiet(gated)
+        await replica.stop(signal.SIGKILL)
+        return await self._evidence(plan, site, gated, replica, (failure, seconds, ended))
+
+    def _replica(self, gated: GatedTrial, site: Site, folder: Path, scenario: Scenario) -> Replica:
+        kubeconfig = folder / "kubeconfig"
+        kubeconfig.write_text(self.plane.kubeconfig.read_text().replace(self.plane.url, gated.url("a", "api")))
+
+        async def died() -> None:
+            # Who leads next need not wait: these trials are about writes, not about the lease.
+            await self.api.kind("leases", site.namespace, api=LEASES).delete(keys.LEASE_NAME)
+
+        settings = {
+            **SETTINGS,
+            **scenario.settings,
+            "VMPOOL_KUBECONFIG": str(kubeconfig),
+            "VMPOOL_WATCH_NAMESPACE": site.namespace,
+            "VMPOOL_NAMESPACE": site.namespace,
+        }
+        return Replica("a", self.nursery, folder / "operator.log", settings, gated.runs, died)
+
+    async def _quiet(self, gated: GatedTrial) -> str:
+        """Wait until nothing is written any more; return what is wrong if that does not come."""
+        writes, since, end = -1, 0.0, time.monotonic() + QUIET_DEADLINE
+        while time.monotonic() < end:
+            now = (await gated.state())["writes"]
+            if now != writes:
+                writes, since = now, time.monotonic()
+            if time.monotonic() - since >= QUIET_SECONDS:
+                return ""
+            await asyncio.sleep(QUIET_LOOK_SECONDS)
+        return f"still writing {QUIET_DEADLINE:g} s after its end"
+
+    async def _evidence(
+        self, plan: Plan, site: Site, gated: GatedTrial, replica: Replica, came_to: tuple[str, float, float]
+    ) -> Evidence:
+        failure, seconds, ended = came_to
+        told = await gated.trace()
+        await gated.end()
+        history = await self.recorder.of(site.namespace)
+        ledger = await asyncio.to_thread(self.cloud.ledger)
+        mine = [machine for machine in ledger["machines"] if machine["tenant"] == site.tenant.name]
+        maps = await self.api.kind("configmaps", site.namespace, api="/api/v1").get(keys.IDENTITY_CONFIGMAP)
+        met_at = told["metAt"]
+        evidence = Evidence(
+            plan=plan,
+            history=history,
+            machines=mine,
+            leaked=[part for part in ledger["leaked"] if part["tenant"] == site.tenant.name],
+            trace=told["trace"],
+            events=[tuple(event) for event in told["events"]],
+            failure=failure,
+            seconds=seconds,
+            converged_after=ended - met_at if met_at is not None else 0.0,
+            lives=replica.lives,
+            met=told["met"],
+            log=replica.log.read_text() if replica.log.exists() else "",
+            install_id=maps.body.get("data", {}).get("installId", ""),
+            began_at=told["beganAt"],
+            ended=ended,
+            looked=told["now"],
+            canaries=(site.tenant.key,),
+        )
+        self.recorder.forget(site.namespace)
+        await self._clear(site.namespace)
+        return evidence
+
+    async def _clear(self, namespace: str) -> None:
+        """Remove every object of a namespace, whatever holds it: nobody does it for us here."""
+        for plural in KINDS:
+            objects = self.api.kind(plural, namespace)
+            await self.api.call("DELETE", objects.path)
+            for item in (await objects.list()).ok()["items"]:
+                if item["metadata"].get("finalizers"):
+                    await objects.merge(item["metadata"]["name"], {"metadata": {"finalizers": None}})
+            await until(partial(_empty, objects), what=f"no {plural} are left")
+        for path in (
+            f"/api/v1/namespaces/{namespace}/secrets",
+            f"/api/v1/namespaces/{namespace}/events",
+            f"/api/v1/namespaces/{namespace}/configmaps",
+            f"{LEASES}/namespaces/{namespace}/leases",
+        ):
+            await self.api.call("DELETE", path)
+        await self.api.call("DELETE", f"/api/v1/namespaces/{namespace}")
+
+
+async def _empty(objects: Any) -> bool:
+    return not (await objects.list()).ok()["items"]

@@ -1,0 +1,78 @@
+"""What has been run: a file of lines, one for each trial, sorted, so that it can be merged and read."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class Outcome(StrEnum):
+    """What a trial has shown."""
+
+    HELD = "held"
+    """Every promise held."""
+    VIOLATED = "violated"
+    OTHER = "other"
+    """The fault did not come: it shows nothing."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Trialled:
+    """One trial that was run."""
+
+    scenario: str
+    signature: str
+    fault: str
+    occurrence: int
+    outcome: Outcome
+    second: str = ""
+    """What went wrong next, for a double fault: its signature and its action."""
+    seed: int = 0
+    note: str = ""
+    """The first violation, or why the fault did not come."""
+
+    @property
+    def pair(self) -> tuple[str, str, str]:
+        """What is counted: a fault at a place of a scenario."""
+        return (self.scenario, self.signature, self.fault)
+
+
+class State:
+    """The file. A trial of the same pair replaces an earlier one, a double fault one of the same seed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._all: dict[tuple[object, ...], Trialled] = {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            self.add(_read(line), save=False)
+
+    def __iter__(self) -> Iterator[Trialled]:
+        return iter(sorted(self._all.values()))
+
+    def add(self, one: Trialled, *, save: bool = True) -> None:
+        """Note a trial, at once on disk."""
+        self._all[(*one.pair, one.second, one.seed if one.second else 0)] = one
+        if save:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file whole; a death in between leaves the old one."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._path.with_suffix(".new")
+        lines = [json.dumps({k: v for k, v in asdict(one).items() if v not in ("", 0)}) for one in self]
+        fresh.write_text("".join(f"{line}\n" for line in lines))
+        fresh.replace(self._path)
+
+    def done(self) -> set[tuple[str, str, str]]:
+        """The pairs that were covered, with whatever outcome but ``other``."""
+        return {one.pair for one in self if not one.second and one.outcome is not Outcome.OTHER}
+
+    def doubles(self) -> set[int]:
+        """The seeds of the double faults that were run."""
+        return {one.seed for one in self if one.second}
+
+
+def _read(line: str) -> Trialled:
+    found = json.loads(line)
+    return Trialled(**{"occurrence": 0, **found, "outcome": Outcome(found["outcome"])})
