@@ -6,7 +6,7 @@ plan sees and goes on from.
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vmpool.api import keys
 from vmpool.api.meta import MIB_PER_GIB, format_time, mebibytes
@@ -95,6 +95,7 @@ class Effects:
                 await writes.end_claim(self.world, vm, reason, now)
             case Quarantine(vm, _, reason, message, expires_at):
                 changes = writes.into_phase(Phase.QUARANTINED, now) | writes.because(reason, message)
+                changes |= self._unwritten(vm)
                 changes["expiresAt"] = format_time(expires_at)
                 await writes.write_status(self.world, vm, changes, decided=True)
             case Complete(vm, reason, message):
@@ -106,10 +107,15 @@ class Effects:
         return None
 
     async def _complete(self, vm: VM, reason: str, message: str, now: datetime) -> None:
-        changes = writes.into_phase(Phase.COMPLETED, now) | writes.because(reason, message)
+        changes = writes.into_phase(Phase.COMPLETED, now) | writes.because(reason, message) | self._unwritten(vm)
         if vm.claim is not None and vm.claim.end_reason == ENDED_MACHINE_GONE:
             changes["conditions"] = [writes.machine_gone(vm, message, now)]
         await writes.write_status(self.world, vm, changes, decided=True)
+
+    def _unwritten(self, vm: VM) -> dict[str, Any]:
+        """Return the id of a machine that was made while the write that records it failed: it must not be lost."""
+        made = self.world.sights.of(vm.uid).machine_id
+        return {"machineId": made} if made and not vm.machine_id else {}
 
     def _view(self, vm: VM) -> ProviderView:
         view = self.world.views.get((vm.namespace, vm.provider))
@@ -131,7 +137,7 @@ class Effects:
             await self._failed_call(vm, step, error)
             return
         now = self.world.now()
-        self.world.sights.saw(vm.uid, machine, now)
+        self.world.sights.made(vm.uid, machine, now)
         changes: dict[str, object] = {
             "machineId": machine.id,
             "steps": writes.ledger(vm, writes.done(vm, step, began, now)),

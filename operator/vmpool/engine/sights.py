@@ -50,6 +50,11 @@ class Sights(Mapping[str, Sight]):
             claim_tag=machine.tags.get(keys.TAG_CLAIM, ""),
         )
 
+    def made(self, uid: str, machine: Machine, now: datetime) -> None:
+        """The provider has made the machine: its id is kept until it is written."""
+        self.saw(uid, machine, now)
+        self._change(uid, machine_id=machine.id)
+
     def tagging(self, uid: str, now: datetime) -> None:
         """The claim's tag is about to be put on the machine: whatever comes of it, the next try waits, ever longer."""
         tries = self.of(uid).tag_tries

@@ -159,6 +159,8 @@ async def write_status(world: World, vm: VM, changes: dict[str, Any], *, decided
         await _patch_status(world, latest, changes)
     except Conflict:
         if decided:
+            # Else the next round decides the same on the same old picture, until the watch catches up.
+            await learn(world.vms, vm)
             raise
         await world.vms.quorum_get(vm.namespace, vm.name)
         newest = world.vm(vm.uid)
@@ -266,6 +268,10 @@ async def forget(world: World, vm: VM) -> None:
         left = await world.client.delete(POOLEDVMS, vm.namespace, vm.name, uid=vm.uid)
         if left is None:
             world.vms.saw_deleted(vm.uid)
+            return
+        if (left.get("status") or {}).get("machineId", "") != vm.machine_id:
+            # Another one, who led before or believes so, has made a machine after all: it has to go first.
+            world.vms.saw(left)
             return
         await drop_finalizer(world, left)
     except (NotFound, Conflict):

@@ -202,6 +202,8 @@ class Sight:
     """Not before this time is the tag tried again."""
     tag_tries: int = 0
     """How often it was tried."""
+    machine_id: str = ""
+    """What this process has had made for it, whether or not that was written."""
 
 
 @dataclass(frozen=True, slots=True)
