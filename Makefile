@@ -23,8 +23,11 @@ SUITES := tests/contract tests/control_plane tests/guide tests/crash tests/e2e
 # Which benchmarks, by name; empty is all of them. Medians are over so many pairs of ours and the floor.
 BENCH ?=
 PAIRS ?= 5
+# How long ``make faults-all`` begins new trials, and how many seeds ``make simulate`` plays.
+MINUTES ?= 60
+SEEDS ?= 2000
 
-.PHONY: help setup system check test test-guide test-e2e test-crash bench bench-profile plots demo demo-stop generate \
+.PHONY: help setup system check test test-guide faults faults-all simulate test-e2e test-crash bench bench-profile plots demo demo-stop generate \
 	requirements format clean
 
 help: ## Show the targets.
@@ -75,6 +78,18 @@ test: system setup $(MOTO)/.ready check ## Run every test that a machine without
 test-guide: system setup $(MOTO)/.ready ## Try the operator guide's sentences, one test each.
 	$(BIN)/python -m vmpool dev build
 	$(BIN)/python -m pytest tests/guide
+
+faults: setup ## Break the operator's requests, one trial each: a part of all trials, 15 minutes on two cores.
+	$(BIN)/python -m vmpool dev build
+	$(BIN)/python -m tests.faults sample --minutes 15 --jobs 4 --state "$$(mktemp -d)/trials.jsonl"
+
+faults-all: setup ## Every trial that bench/faults/trials.jsonl lacks; MINUTES=60 of them.
+	$(BIN)/python -m vmpool dev build
+	$(BIN)/python -m tests.faults all --minutes $(MINUTES) --jobs 4
+	$(BIN)/python -m tests.faults report
+
+simulate: setup ## Play SEEDS=2000 stories of the engine on a virtual clock.
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --jobs 2
 
 test-e2e: system setup ## Run the tests with real machines.
 	$(BIN)/python -m vmpool dev build

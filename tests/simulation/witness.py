@@ -125,11 +125,7 @@ class Witness:
         # Seed 1774: an id that was never recorded, and listings that lag, leave a straggler for the sweep.
         script = self.site.cloud.script
         recorded = {vm["status"].get("machineId"), (vm["spec"].get("adopt") or {}).get("machineId")} - {None}
-        left = [
-            one.id
-            for one in self.site.cloud.alive()
-            if one.id in recorded or (one.uid == uid and script.tokens)
-        ]
+        left = [one.id for one in self.site.cloud.alive() if one.id in recorded or (one.uid == uid and script.tokens)]
         if left:
             self.fail(f"P1: {name} is gone and its machines {left} are not")
         if vm["status"]["phase"] != Phase.COMPLETED:
