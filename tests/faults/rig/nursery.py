@@ -4,6 +4,7 @@ It holds no loop, no connection and no thread, so that a child begins as a fresh
 JSON on its standard input and output.
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -15,12 +16,16 @@ from typing import Any
 
 ROOT = Path(__file__).parents[3]
 CONFIG_PREFIX = "VMPOOL_"
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): which signal a process gets when its parent ends."""
 
 
 def _child(asked: dict[str, Any]) -> None:
     """Become an operator; never returns."""
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
+    # However the trials end, no operator outlives them.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     with Path(asked["log"]).open("ab") as log, Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(log.fileno(), 1)

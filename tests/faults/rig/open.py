@@ -1,6 +1,8 @@
 """Start everything that trials share, and end it however the run ends."""
 
+import asyncio
 import os
+import signal
 import ssl
 import tempfile
 from collections.abc import AsyncIterator
@@ -37,6 +39,10 @@ async def rig() -> AsyncIterator[Rig]:
         gate = GateProcess(folder, plane.ca)
         gate.start()
         stack.callback(gate.stop)
+        # The plane has taken the signal for tests; here it is the run that ends, and everything with it.
+        run = asyncio.current_task()
+        assert run is not None, "a rig belongs to a task"
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, run.cancel)
         trust = ssl.create_default_context(cafile=str(plane.ca))
         session = await stack.enter_async_context(
             aiohttp.ClientSession(
