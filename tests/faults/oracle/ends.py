@@ -15,6 +15,8 @@ LOOKED_AFTER = ("vmpools", "vmproviders", "deadletterqueues", "purgepolicies", "
 """Kinds whose status says which generation was last acted upon."""
 DOUBTS = re.compile(r"^(LeaseLost|Condemned): |; (LeaseLost|Condemned): ")
 """What a process may end with."""
+REFUSALS = re.compile(r"^(Conflict|Forbidden|Invalid|ServerError|OutcomeUnknown|Unreachable|Throttled|KubeError): ")
+"""What the API server may say to the start's own write, the install id: then nothing is begun."""
 LAST_WORDS = ("operator_ends", "watchdog_verdict")
 """What a process that ends by itself says; the second alone where its loop does not answer any more."""
 CRASHES = ("Traceback (most recent call last)", "exception was never retrieved", "was never awaited")
@@ -170,8 +172,10 @@ def lives_explained(facts: Facts, terms: Terms) -> Iterator[Violation]:
     ends = list(_told(evidence.log, "operator_ends"))
     verdicts = list(_told(evidence.log, "watchdog_verdict"))
     allowed = terms.exits + sum(map(may_raise_doubt, evidence.plan.faults))
+    at_start = any("configmaps" in fault.trigger.signature for fault in evidence.plan.faults)
     for line in ends:
-        if not allowed and not DOUBTS.search(str(line.get("error") or "")):
+        told = str(line.get("error") or "")
+        if not DOUBTS.search(told) and not (at_start and REFUSALS.match(told)):
             yield Violation("I12", "process", f"it ended with {line.get('error')}")
     doubts = _lives_in_doubt(evidence.log)
     if doubts > allowed:
