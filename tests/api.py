@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.planes import Kubectl
+from tests.planes import Kubectl, leave
 from vmpool.api import keys
 from vmpool.dev.plane import ControlPlane
 
@@ -124,12 +124,12 @@ class Objects:
 
 
 @pytest.fixture(scope="module")
-def shared_namespace(kubectl: Kubectl) -> Iterator[str]:
+def shared_namespace(kubectl: Kubectl, plane: ControlPlane) -> Iterator[str]:
     """One namespace for the tests of a module: for tests that name their objects anew."""
     name = f"t-{secrets.token_hex(4)}"
     kubectl("create", "namespace", name)
     yield name
-    kubectl("delete", "namespace", name, "--wait=false")
+    leave(plane, name)
 
 
 @pytest.fixture

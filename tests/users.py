@@ -169,11 +169,12 @@ async def permitted(users: Users, rights: Mapping[User, tuple[str, str, str, str
         await until(known, what=f"{user.name} may {right}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def guarded_plane(plane_binaries: Binaries) -> Iterator[ControlPlane]:
     """A control plane of its own with our policies and roles as we ship them.
 
-    The policies hold for a whole cluster: on the plane of the other tests they would judge everybody's VMClaims.
+    The policies hold for a whole cluster: on the plane of the other tests they would judge everybody's VMClaims. It
+    ends with its module: an idle server takes its part of the processor for as long as the run lasts.
     """
     with throwaway_plane(plane_binaries) as made:
         run = kubectl_of(made)
@@ -182,7 +183,7 @@ def guarded_plane(plane_binaries: Binaries) -> Iterator[ControlPlane]:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def guarded_kubectl(guarded_plane: ControlPlane) -> Kubectl:
     """kubectl for the guarded plane, as administrator."""
     return kubectl_of(guarded_plane)
