@@ -33,6 +33,11 @@ async def all_versions(stage: Stage) -> dict[str, str]:
     return found
 
 
+def lines_of(stage: Stage, served: Operator) -> list[Json]:
+    """What was logged about the test's pool."""
+    return [line for line in log_lines(served) if line.get("pool") == f"{stage.namespace}/{stage.pool}"]
+
+
 async def test_an_idle_operator_writes_nothing_but_its_lease(stage: Stage, served: Operator) -> None:
     await stage.filled(10)
 
@@ -55,9 +60,15 @@ async def test_a_fill_is_told_once_with_the_same_words_everywhere(stage: Stage, 
     await stage.filled(20)
     sentence = condition({"status": await stage.status()}, "Ready")["message"]
     assert sentence == "20 of 20 ready"
-    logged = [line for line in log_lines(served) if line.get("pool") == f"{stage.namespace}/{stage.pool}"]
-    told = [line for line in logged if line["event"] == "pool_condition"]
-    assert [line["why"] for line in told if line["status"] == "True"] == [sentence]
+
+    def told() -> list[str]:
+        logged = [line for line in lines_of(stage, served) if line["event"] == "pool_condition"]
+        return [line["why"] for line in logged if line["status"] == "True"]
+
+    # Written as soon as the server has answered: people may read the condition before.
+    await until(told, deadline=DEADLINE, what="the log says that it is full")
+    assert told() == [sentence]
+    logged = lines_of(stage, served)
     assert len(logged) <= 5, "a fill is no reason to write a line for every VM"
     events = await until(lambda: stage.events(stage.pool), deadline=DEADLINE, what="an event")
     assert [(one["type"], one["reason"], one["message"]) for one in events] == [("Normal", "Filled", sentence)]
@@ -74,8 +85,11 @@ async def test_a_stalled_pool_says_the_same_in_condition_log_and_event(stage: St
     await stage.put_provider()
     await stage.put_pool(replicas=1, template={"image": "debian-99"})
     sentence = await stage.pool_says("Stalled", "True", "InvalidTemplate")
-    logged = [line for line in log_lines(served) if line.get("pool") == f"{stage.namespace}/{stage.pool}"]
-    assert sentence in [line.get("why") for line in logged]
+
+    def logged() -> bool:
+        return sentence in [line.get("why") for line in lines_of(stage, served)]
+
+    await until(logged, deadline=DEADLINE, what="the log has the sentence")
 
     async def warned() -> list[Json]:
         return [one for one in await stage.events(stage.pool) if one["message"] == sentence]
