@@ -275,7 +275,8 @@ async def test_a_loop_that_is_held_up(site: Site, operators: Operators, stuck: d
         assert code == EXIT_CODE
         told = verdict(operator)
         assert told["what"] == "loop"
-        assert told["seconds"] > told["allowed"] == 1.0
+        # Told with three digits: a hair more than allowed may read the same.
+        assert told["seconds"] >= told["allowed"] == 1.0
         (threads,) = [one["content"] for one in events(operator, "report") if one["section"] == "threads"]
         (main,) = [stack for name, stack in threads["stacks"].items() if name.startswith("MainThread")]
         assert "stuck.py" in main[-1], "the frame that blocks is not shown"
