@@ -62,5 +62,6 @@ class Program:
             raise AssertionError(f"the {self.command} did not end after {number.name}; log: {self.log}") from None
 
     def lines(self) -> str:
-        """Everything it has logged so far, in all its lives."""
-        return self.log.read_text() if self.log.exists() else ""
+        """Everything it has logged so far, in all its lives; not the beginning of a line that is being written."""
+        written = self.log.read_text() if self.log.exists() else ""
+        return written[: written.rfind("\n") + 1]
