@@ -1,7 +1,6 @@
 """The gate on the real API server; trials have a rig of their own (``rig/open.py``)."""
 
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -28,9 +27,3 @@ async def gate(gate_process: GateProcess) -> AsyncIterator[aiohttp.ClientSession
     """A session with the gate's control side."""
     async with gate_process.session() as session:
         yield session
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder of the test's own."""
-    return tmp_path

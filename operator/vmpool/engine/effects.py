@@ -129,7 +129,7 @@ class Effects:
         return await self._view(vm).lane.call(operation, slots, urgency, work)
 
     async def _ensure(self, vm: VM) -> None:
-        step = Step.ADOPT if vm.adopt else Step.CREATE
+        step = vm.making
         began = self.world.now()
         try:
             machine = await self._call(vm, step, Slots.OPERATE, self.urgency, lambda p: self._obtain(p, vm))

@@ -272,6 +272,8 @@ async def forget(world: World, vm: VM) -> None:
         if (left.get("status") or {}).get("machineId", "") != vm.machine_id:
             # Another one, who led before or believes so, has made a machine after all: it has to go first.
             world.vms.saw(left)
+            # What was proven was that no machine has its token; of this one nothing is known yet.
+            world.sights.drop(vm.uid)
             return
         await drop_finalizer(world, left)
     except (NotFound, Conflict):

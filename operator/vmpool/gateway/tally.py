@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from vmpool.kube.mirror import Change, Mirror
 from vmpool.plan.lifecycle import Phase
-from vmpool.plan.snapshot import VM, Step
+from vmpool.plan.snapshot import VM
 
 
 class Place(StrEnum):
@@ -25,7 +25,7 @@ def place(vm: VM) -> Place | None:
     if vm.claim is not None or vm.phase == Phase.COMPLETED:
         return Place.COMPLETED
     if vm.phase == Phase.PENDING:
-        made = vm.step(Step.ADOPT if vm.adopt else Step.CREATE).finished_at is not None
+        made = vm.step(vm.making).finished_at is not None
         return Place.BOOTING if made else Place.CLONING
     if vm.phase == Phase.READY:
         return Place.COMPLETED if vm.deleting else Place.READY

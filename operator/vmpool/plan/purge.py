@@ -271,16 +271,10 @@ def _reachable(seen: PoolSnapshot, vm: VM) -> bool:
 def ends(seen: PoolSnapshot) -> list[Complete]:
     """Give up what is ordered away on its way to Ready."""
     return [
-        Complete(vm, Reason.PURGED_PENDING, order.message, _stuck_at(vm))
+        Complete(vm, Reason.PURGED_PENDING, order.message, Step.BOOT if vm.machine_id else vm.making)
         for vm, order in _ordered(seen)
         if vm.phase == Phase.PENDING
     ]
-
-
-def _stuck_at(vm: VM) -> Step:
-    if vm.machine_id:
-        return Step.BOOT
-    return Step.ADOPT if vm.adopt else Step.CREATE
 
 
 def replaced(seen: PoolSnapshot, live: Iterable[VM]) -> dict[str, tuple[Reason, str]]:

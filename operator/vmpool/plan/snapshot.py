@@ -171,6 +171,11 @@ class VM:
         """Return the ledger's entry, or an empty one."""
         return next((step for step in self.steps if step.name == name), StepFacts(name))
 
+    @property
+    def making(self) -> Step:
+        """The step by which it gets its machine."""
+        return Step.ADOPT if self.adopt else Step.CREATE
+
 
 @dataclass(frozen=True, slots=True)
 class Sight:

@@ -199,7 +199,7 @@ def _pending(
     if sight.failure is not None:
         return Next(failed=sight.failure)
     if not vm.machine_id:
-        step = vm.step(Step.ADOPT if vm.adopt else Step.CREATE)
+        step = vm.step(vm.making)
         if step.next_at is not None and now < step.next_at:
             return Next(wake_at=step.next_at)
         return Next(EnsureMachine(vm)) if provider.usable else WAIT

@@ -7,8 +7,6 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from tests.faults.gate.calls import Call
-
 ANY = "*"
 
 
@@ -163,17 +161,3 @@ class Progress:
             return None
         self.done.append(fault.action.name)
         return fault.action
-
-
-def calls_of(action: Action) -> bool:
-    """Whether an action is about a call, not about a watch's event."""
-    return action.kind not in WATCH_KINDS
-
-
-def suits(action: Action, call: Call) -> bool:
-    """Whether an action can happen to this call."""
-    if action.kind in WATCH_KINDS:
-        return call.verb == "watch"
-    if action.kind in LIST_KINDS:
-        return call.verb == "list"
-    return call.verb != "watch"

@@ -26,6 +26,8 @@ LINE_BYTES = 16 * 2**20
 """A watch's longest line."""
 DEAD_POLL_SECONDS = 0.001
 PID_SECONDS = 5.0
+DEAD_SECONDS = 10.0
+"""How long a process that was killed may take to be gone."""
 OURS = "vmpool/"
 """How our own client names itself."""
 SHUTDOWN_SECONDS = 0.1
@@ -179,8 +181,9 @@ class Door:
         pid = self._trial.pids.pop(self._replica)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        while _lives(pid):  # noqa: ASYNC110 - not a child of ours: nobody tells us of its end
-            await asyncio.sleep(DEAD_POLL_SECONDS)
+        async with asyncio.timeout(DEAD_SECONDS):
+            while _lives(pid):  # noqa: ASYNC110 - not a child of ours: nobody tells us of its end
+                await asyncio.sleep(DEAD_POLL_SECONDS)
 
     # --- what a write has changed -------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.rig.nursery import Nursery
+from tests.waiting import until
 
 LOOK_SECONDS = 0.02
 """How often its process is looked for."""
@@ -54,8 +55,7 @@ class Replica:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self.send(number)
-        while self.pid and state_of(self.pid) not in {"", "Z", "X"}:  # noqa: ASYNC110 - not a child of ours
-            await asyncio.sleep(LOOK_SECONDS)
+        await until(lambda: not self.pid or state_of(self.pid) in {"", "Z", "X"}, what=f"replica {self.name} is gone")
         self.pid = 0
 
     def send(self, number: signal.Signals) -> None:

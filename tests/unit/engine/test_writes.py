@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from vmpool.api.pool import PoolProvider, Template, VMPoolSpec, VMPoolStatus
 from vmpool.engine import writes
 from vmpool.engine.failures import Failures, failure_of
+from vmpool.engine.sights import Sights
+from vmpool.kube.resource import Json
 from vmpool.plan.actions import CreateVM
 from vmpool.plan.snapshot import VM, PoolFacts, Step, StepFacts
 
@@ -116,3 +119,32 @@ def test_recent_failures_are_bounded(count: int) -> None:
     for number in range(count):
         failures.add(world, pool(), failure_of(vm(name=f"vm-{number}"), Step.BOOT, "X", "y", NOW))  # type: ignore[arg-type]
     assert [failure.vm for failure in failures.recent] == [f"vm-{n}" for n in range(count - 1, count - 11, -1)]
+
+
+class Far:
+    """Stands in for server and mirror: two leaders and one deletion cannot be staged to the moment."""
+
+    def __init__(self, machine: str) -> None:
+        self.left = {"metadata": {"uid": "u1", "finalizers": [OURS]}, "status": {"machineId": machine}}
+        self.patches = 0
+
+    async def delete(self, *_: object, **__: object) -> Json:
+        return self.left
+
+    async def patch_json(self, *_: object, **__: object) -> Json:
+        self.patches += 1
+        return self.left
+
+    def saw(self, obj: Json) -> None:
+        assert obj is self.left
+
+
+@pytest.mark.parametrize(("machine", "patches"), [("", 1), ("m-7", 0)])
+async def test_an_object_is_not_forgotten_by_proofs_that_are_about_another_machine(machine: str, patches: int) -> None:
+    far, sights = Far(machine), Sights()
+    far.left["metadata"] |= {"namespace": "team-a", "name": "vm-1"}
+    for _ in range(2):
+        sights.missed("u1", NOW)
+    await writes.forget(SimpleNamespace(client=far, vms=far, sights=sights), vm())  # type: ignore[arg-type]
+    assert far.patches == patches
+    assert bool(sights.of("u1").misses) == (not machine), "what was not found was not this one"
