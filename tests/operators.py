@@ -2,6 +2,7 @@
 
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,15 @@ class Operator(Program):
         port = self.lines().rsplit('"http": "127.0.0.1:', 1)[1].split('"', 1)[0]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
             return answer.read().decode()
+
+
+@contextmanager
+def serving(plane: ControlPlane, namespace: str, folder: Path, **settings: str) -> Iterator[Operator]:
+    """An operator that serves one namespace from within, started, until the context ends."""
+    made = Operator(plane.kubeconfig, folder, VMPOOL_WATCH_NAMESPACE=namespace, VMPOOL_NAMESPACE=namespace, **settings)
+    made.start()
+    yield made
+    made.kill()
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from tests.api import Api, api, shared_namespace
 from tests.clouds import SimCloud, make_simcloud, shared_simcloud, simcloud
 from tests.control_plane.operator.box import Box
-from tests.control_plane.operator.purges import Purge
+from tests.control_plane.operator.purges import SOON, Purge
 from tests.control_plane.operator.stage import Stage
-from tests.operators import Operator, operator
+from tests.operators import Operator, operator, serving
 from vmpool.dev.plane import ControlPlane
 
 __all__ = [
@@ -33,19 +33,8 @@ def served(
     plane: ControlPlane, shared_namespace: str, crds_installed: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Operator]:
     """An operator that looks again soon after something changed; what it decides is as ever."""
-    made = Operator(
-        plane.kubeconfig,
-        tmp_path_factory.mktemp("operator"),
-        VMPOOL_WATCH_NAMESPACE=shared_namespace,
-        VMPOOL_NAMESPACE=shared_namespace,
-        VMPOOL_PURGE_LOOK_SECONDS="0.3",
-        VMPOOL_PURGE_CYCLE_SECONDS="5",
-        VMPOOL_STRAGGLER_GRACE_SECONDS="1",
-        VMPOOL_STRAGGLER_TTL_SECONDS="3600",
-    )
-    made.start()
-    yield made
-    made.kill()
+    with serving(plane, shared_namespace, tmp_path_factory.mktemp("operator"), **SOON) as made:
+        yield made
 
 
 @pytest.fixture

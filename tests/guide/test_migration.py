@@ -31,7 +31,7 @@ from tests.control_plane.operator.verdicts import TYPES, verdict
 from tests.guide.conftest import Run
 from tests.guide.walking import Walker
 from tests.objects import thing
-from tests.operators import Operator
+from tests.operators import Operator, serving
 from tests.planes import Kubectl
 from tests.waiting import until
 from vmpool.api import keys
@@ -52,18 +52,15 @@ def served(
     plane: ControlPlane, shared_namespace: str, crds_installed: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Operator]:
     """An operator whose every object has its round each second, so that many resyncs pass in a short time."""
-    made = Operator(
-        plane.kubeconfig,
+    with serving(
+        plane,
+        shared_namespace,
         tmp_path_factory.mktemp("operator"),
-        VMPOOL_WATCH_NAMESPACE=shared_namespace,
-        VMPOOL_NAMESPACE=shared_namespace,
         VMPOOL_PURGE_LOOK_SECONDS="0.3",
         VMPOOL_PURGE_CYCLE_SECONDS="5",
         VMPOOL_RESYNC_SECONDS="1",
-    )
-    made.start()
-    yield made
-    made.kill()
+    ) as made:
+        yield made
 
 
 class Migration:

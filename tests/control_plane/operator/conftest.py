@@ -7,7 +7,7 @@ import pytest
 from tests.api import Api
 from tests.clouds import SimCloud, make_simcloud, shared_simcloud, simcloud
 from tests.control_plane.operator.stage import Stage
-from tests.operators import Operator, operator
+from tests.operators import Operator, operator, serving
 from vmpool.dev.plane import ControlPlane
 
 __all__ = ["make_simcloud", "operator", "shared_simcloud", "simcloud"]
@@ -18,15 +18,8 @@ def served(
     plane: ControlPlane, shared_namespace: str, crds_installed: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Operator]:
     """An operator that runs and serves the module's namespace."""
-    made = Operator(
-        plane.kubeconfig,
-        tmp_path_factory.mktemp("operator"),
-        VMPOOL_WATCH_NAMESPACE=shared_namespace,
-        VMPOOL_NAMESPACE=shared_namespace,
-    )
-    made.start()
-    yield made
-    made.kill()
+    with serving(plane, shared_namespace, tmp_path_factory.mktemp("operator")) as made:
+        yield made
 
 
 @pytest.fixture

@@ -15,6 +15,15 @@ CALM = {f"max{state}Age": NEVER for state in ("Pending", "Ready", "Completed", "
 """A policy that removes nothing; tests shorten the one age that they are about."""
 
 
+SOON = {
+    "VMPOOL_PURGE_LOOK_SECONDS": "0.3",
+    "VMPOOL_PURGE_CYCLE_SECONDS": "5",
+    "VMPOOL_STRAGGLER_GRACE_SECONDS": "1",
+    "VMPOOL_STRAGGLER_TTL_SECONDS": "3600",
+}
+"""Settings of an operator that looks again soon after a policy's pools change."""
+
+
 class Purge:
     """The test's policy, and what the operator said about it."""
 

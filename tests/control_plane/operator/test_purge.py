@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from tests.api import Json
-from tests.control_plane.operator.purges import NEVER, Purge
+from tests.control_plane.operator.purges import NEVER, SOON, Purge
 from tests.control_plane.operator.stage import DEADLINE, Stage, condition, metric, names
 from tests.objects import claim
-from tests.operators import Operator
+from tests.operators import Operator, serving
 from tests.planes import Kubectl
 from tests.waiting import until
 from vmpool.api import keys
@@ -27,19 +27,8 @@ def served(
     plane: ControlPlane, shared_namespace: str, crds_installed: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Operator]:
     """An operator that looks again soon after a policy's pools change."""
-    made = Operator(
-        plane.kubeconfig,
-        tmp_path_factory.mktemp("operator"),
-        VMPOOL_WATCH_NAMESPACE=shared_namespace,
-        VMPOOL_NAMESPACE=shared_namespace,
-        VMPOOL_PURGE_LOOK_SECONDS="0.3",
-        VMPOOL_PURGE_CYCLE_SECONDS="5",
-        VMPOOL_STRAGGLER_GRACE_SECONDS="1",
-        VMPOOL_STRAGGLER_TTL_SECONDS="3600",
-    )
-    made.start()
-    yield made
-    made.kill()
+    with serving(plane, shared_namespace, tmp_path_factory.mktemp("operator"), **SOON) as made:
+        yield made
 
 
 @pytest.fixture
