@@ -13,7 +13,15 @@ from tests.api import Json
 from tests.control_plane.operator.box import Box
 from tests.control_plane.operator.purges import NEVER, Purge
 from tests.control_plane.operator.stage import DEADLINE, Stage, metric, names
-from tests.control_plane.operator.verdicts import checked, checks, judged, policies, put_policy, verdict, write_letters
+from tests.control_plane.operator.verdicts import (
+    checked,
+    judged,
+    logged,
+    policies,
+    put_policy,
+    verdict,
+    write_letters,
+)
 from tests.guide.terminal import Typed
 from tests.objects import thing
 from tests.operators import Operator
@@ -384,5 +392,4 @@ async def test_15_a_pool_whose_every_clone_fails_is_not_healthy(stage: Stage, se
     await judged(stage, 1, retry=ONCE)
     status = await verdict(stage, "unhealthy")
     assert "no VM has been ready for" in status["message"]
-    last = checks(stage, served)[-1]
-    assert (last[1], last[3]) == ("UNHEALTHY", "0")
+    assert (await logged(stage, served, "UNHEALTHY"))[3] == "0"

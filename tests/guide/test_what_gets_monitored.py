@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.api import Json
 from tests.clouds import SimCloud, Tenant
 from tests.control_plane.operator.stage import Stage
-from tests.control_plane.operator.verdicts import checks, judged, put_policy, verdict, write_letters
+from tests.control_plane.operator.verdicts import judged, logged, put_policy, verdict, write_letters
 from tests.guide.terminal import Typed, pool_of
 from tests.objects import thing
 from tests.operators import Operator
@@ -309,7 +309,7 @@ async def test_healthy_all_metrics_within_normal_thresholds(stage: Stage, served
     await judged(stage, 1)
     await stage.full(1)
     assert (await verdict(stage, "healthy"))["message"] == "every number is within its limits"
-    assert checks(stage, served)[-1][1] == "HEALTHY"
+    await logged(stage, served, "HEALTHY")
 
 
 async def test_degraded_dlq_above_warning(stage: Stage) -> None:

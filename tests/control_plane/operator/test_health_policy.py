@@ -12,6 +12,7 @@ from tests.control_plane.operator.verdicts import (
     checked,
     checks,
     judged,
+    logged,
     policies,
     put_policy,
     remove_letters,
@@ -77,7 +78,7 @@ async def test_a_pool_whose_every_clone_fails_is_not_healthy(stage: Stage, serve
     assert status["message"] == f"{stage.pool}: {message.replace('; ', ', and ')}"
     (listed,) = status["notHealthy"]
     assert listed == {"namespace": stage.namespace, "pool": stage.pool, "health": "unhealthy", "message": message}
-    assert checks(stage, served)[-1][1] == "UNHEALTHY"
+    await logged(stage, served, "UNHEALTHY")
     assert metric(served, "vmpool_pool_health_status", namespace=stage.namespace, pool=stage.pool) == 2
 
     async def warned(name: str, words: set[str]) -> bool:

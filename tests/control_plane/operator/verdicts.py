@@ -102,3 +102,9 @@ async def checked(stage: Stage, operator: Operator, count: int) -> None:
     """Wait for so many more checks."""
     wanted = len(checks(stage, operator)) + count
     await until(lambda: len(checks(stage, operator)) >= wanted, deadline=DEADLINE, what=f"{count} more checks")
+
+
+async def logged(stage: Stage, operator: Operator, level: str) -> re.Match[str]:
+    """Wait for a check that says this; a pool that is new to its policy is judged before the next check is due."""
+    await until(lambda: checks(stage, operator)[-1][1] == level, deadline=DEADLINE, what=f"a check says {level}")
+    return checks(stage, operator)[-1]
