@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     """Most requests to the API server at once."""
     watch_silence_seconds: float = Field(default=90.0, ge=1.0, le=600.0)
     """Without a byte for so long a watch is given up and begun anew: a server sends bookmarks about every 60 s."""
+    relist_seconds: float = Field(default=1800.0, ge=5.0, le=86_400.0)
+    """How often every kind is listed anew although nothing looks wrong: so long may a lost event stay unnoticed."""
     watchdog_seconds: float = Field(default=1.0, ge=0.05, le=5.0)
     """How often the watchdog looks. With the two settings that follow at most 30 s: so soon is doubt noticed."""
     watchdog_margin_seconds: float = Field(default=20.0, ge=0.1, le=20.0)

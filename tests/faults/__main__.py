@@ -1,7 +1,8 @@
 """Trials on the command line.
 
-``python -m tests.faults sample`` runs a part of them, stratified; ``all`` what the state file lacks; ``replay FILE``
-plays a kept violation again; ``report`` writes the report of the state.
+``python -m tests.faults learn`` finds the places where something can go wrong and writes them down; ``all`` runs what
+the state file lacks of these; ``sample`` learns for itself and runs a part, stratified; ``replay FILE`` plays a kept
+violation again; ``report`` writes the report of the state.
 """
 
 import argparse
@@ -10,11 +11,14 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 from tests.faults.gate.plan import Plan
 from tests.faults.rig.open import rig
 from tests.faults.scenarios import SCENARIOS
+from tests.faults.trials.catalogue import Place
 from tests.faults.trials.choose import Places, double, pair_of, singles, stratified
 from tests.faults.trials.report import write_report
 from tests.faults.trials.run import Runner, violations
@@ -52,16 +56,20 @@ async def _run(given: argparse.Namespace) -> int:
     async with rig() as made:
         runner = Runner(made, State(given.state), KEPT, given.jobs, _tell)
         until = time.monotonic() + given.minutes * 60
-        places = await runner.learn(names)
-        if given.what == "learn" or not given.scenario:
-            PLACES.parent.mkdir(parents=True, exist_ok=True)
-            PLACES.write_text(json.dumps({name: [[p.sort, p.signature, p.occurrences] for p in those]
-                                          for name, those in places.items()}, indent=1) + "\n")  # fmt: skip
+        # One set of places for all runs, or what is covered would never be all of it.
+        known = _places_of_file() if given.what != "sample" else {}
+        places: Places = {name: [Place(*one) for one in known[name]] for name in names if name in known}
+        if given.what == "learn" or not places:
+            places = await runner.learn(names)
         if given.what == "learn":
+            _write_places(known | {name: [astuple(one) for one in those] for name, those in places.items()})
             return 0
         plans = _plans(given, places, runner.state)
         _tell(f"{len(plans)} trials to run")
-        await runner.run(plans[: given.count], until)
+        try:
+            await runner.run(plans[: given.count], until)
+        finally:
+            runner.state.save()
         _tell(f"{runner.ran} trials, {runner.violated} violations")
         return 1 if runner.violated else 0
 
@@ -89,6 +97,15 @@ async def _replay(given: argparse.Namespace) -> int:
 
 def _places_of_file() -> dict[str, list[tuple[str, str, int]]]:
     return {name: [tuple(one) for one in those] for name, those in json.loads(PLACES.read_text()).items()}
+
+
+def _write_places(places: Mapping[str, Sequence[tuple[object, ...]]]) -> None:
+    """One line for each place, so that changes can be read."""
+    scenarios = [
+        f" {json.dumps(name)}: [\n" + ",\n".join(f"  {json.dumps(one)}" for one in those) + "\n ]"
+        for name, those in sorted(places.items())
+    ]
+    PLACES.write_text("{\n" + ",\n".join(scenarios) + "\n}\n")
 
 
 def _tell(line: str) -> None:

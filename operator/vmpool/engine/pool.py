@@ -1,6 +1,7 @@
 """The loop of one VMPool: snapshot, plan, effects, status."""
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -283,6 +284,8 @@ class PoolLoop(Loop):
             pool = self.world.pool(self.uid)
             if pool is None:
                 return None
+            # Another write may have come since the plan was made: times of transition go on from what is written now.
+            seen = replace(seen, pool=replace(seen.pool, status=pool.status))
             stalled = stalled_reason(seen, self.failures.recent, TERMINAL_REASONS)
             status = pool_status(seen, plan, failures=self.failures.recent, stalled=stalled, now=now)
             changes = writes.status_changes(pool.status, status)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from typing import Any
 
 from aiohttp import web
@@ -128,7 +129,7 @@ async def _prepare(
 
 def _gateway(client: Client, settings: Settings, own: GatewaySettings, metrics: GatewayMetrics) -> Gateway:
     namespace = settings.watch_namespace or None
-    bounds = MirrorSettings()
+    bounds = MirrorSettings(relist=timedelta(seconds=settings.relist_seconds))
     pools = Mirror(client, Selection(VMPOOLS, namespace), pool_facts, bounds)
     vms = Mirror(client, Selection(POOLEDVMS, namespace), vm_facts, bounds, GATEWAY_VM_INDEXES)
     reviews = AccessReviews(client, ReviewSettings(seconds=own.review_seconds, entries=own.review_entries))

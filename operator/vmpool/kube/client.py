@@ -19,7 +19,7 @@ import orjson
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
-from vmpool.kube.errors import OutcomeUnknown, ServerError, Throttled, Unreachable, error_from_status
+from vmpool.kube.errors import Gone, OutcomeUnknown, ServerError, Throttled, Unreachable, error_from_status
 from vmpool.kube.resource import Json, Resource
 from vmpool.kube.transport import ClientSettings, Request, RequestSeen, Transport, ignore_request
 
@@ -155,6 +155,22 @@ class Client:
         answer = await self._send(Request("GET", resource.path(namespace), resource.plural, query=query))
         metadata = answer["metadata"]
         return Page(answer.get("items") or (), metadata["resourceVersion"], metadata.get("continue") or "")
+
+    async def count(self, resource: Resource, namespace: str | None, version: str) -> int | None:
+        """How many objects there were at exactly this version of a list; None where the server cannot tell.
+
+        It counts its keys for that and reads one object: what it says does not come from the list it gave before.
+        """
+        query = {"limit": "1", "resourceVersion": version, "resourceVersionMatch": "Exact"}
+        try:
+            answer = await self._send(Request("GET", resource.path(namespace), resource.plural, query=query))
+        except Gone:
+            return None
+        found, metadata = len(answer.get("items") or ()), answer["metadata"]
+        if not metadata.get("continue"):
+            return found
+        left = metadata.get("remainingItemCount")
+        return None if left is None else found + int(left)
 
     async def list_pages(
         self,

@@ -2,7 +2,8 @@
 
 One task lists and watches. Whatever looks wrong with the watch (an error event, a cut, silence) leads to a new
 list, which is compared with what was known: so objects that vanished in between are noticed, and a server that
-was restored into the past is found out. Answers to own writes are laid over at once with ``saw``.
+was restored into the past is found out. A list is believed when the server counts as many objects as it listed,
+and repeated from time to time even if nothing looks wrong. Answers to own writes are laid over at once with ``saw``.
 
 What this promises to its readers:
 
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 NEVER = float("-inf")
+WATCH_LEAST_SECONDS = 1.0
+"""The server takes whole seconds, and none means that it chooses."""
 
 
 class MirrorStale(Exception):
@@ -48,6 +51,10 @@ class MirrorSettings:
     """The server ends a watch then, after a last bookmark; spreads watches over API servers again."""
     silence: timedelta = timedelta(seconds=90)
     """Without a byte for so long a watch is given up: a server sends bookmarks about every 60 s."""
+    relist: timedelta = timedelta(minutes=30)
+    """A list is repeated so often: how long an event that never came stays unnoticed."""
+    recounts: int = 3
+    """How often a list is read that is not what the server counts; then it is believed, and said."""
     max_age: timedelta = timedelta(seconds=180)
     """Older than this the picture must not be acted on: two silences, the second one being a fair chance."""
     missing_grace: timedelta = timedelta(seconds=60)
@@ -82,6 +89,7 @@ class MirrorStats:
     bookmarks: int = 0
     overlays: int = 0
     failures: int = 0
+    miscounts: int = 0
     regressions: int = 0
 
 
@@ -121,6 +129,7 @@ class Mirror(Generic[T]):
         self._listeners: list[Callable[[Change[T]], None]] = []
         self._regression_listeners: list[Callable[[], None]] = []
         self._proved_at = NEVER
+        self._listed_at = NEVER
         self._guard: asyncio.Timeout | None = None
         self._fruitless = 0
         self._missing_since: float | None = None
@@ -237,8 +246,8 @@ class Mirror(Generic[T]):
             try:
                 if must_list:
                     await self._list()
-                    must_list = False
                 await self._watch()
+                must_list = time.monotonic() >= self._relist_at
             except KubeError as error:
                 # Only a clean end may be resumed: behind anything else there may be a restored server.
                 must_list = True
@@ -264,6 +273,42 @@ class Mirror(Generic[T]):
 
     async def _list(self) -> None:
         known_before = self._store.highest
+        entries, version = await self._counted()
+        self._listed_at = time.monotonic()
+        self.stats.lists += 1
+        self.stats.listed_objects += len(entries)
+        # Lists and answers to writes are true at a quorum, so only a restored server can be behind them.
+        regressed = version < known_before
+        if regressed:
+            self._note_regression(known_before, version)
+        changes = self._store.replace(version, entries, forget=regressed)
+        self._missing_since = None
+        self._proved()
+        self._tell(changes)
+        self.synced.set()
+
+    async def _counted(self) -> tuple[list[Entry[T]], int]:
+        """Read a list until it has as many objects as the server counts at its version."""
+        looks = 0
+        while True:
+            entries, version = await self._read()
+            looks += 1
+            counted = await self._count(version)
+            if counted is None or counted == len(entries):
+                return entries, version
+            self.stats.miscounts += 1
+            log.warning("%s: listed %d, the server counts %d", self.selection, len(entries), counted)
+            if looks >= self.settings.recounts:
+                return entries, version
+            await asyncio.sleep(reopen_pause(looks, random.random(), self.settings).total_seconds())  # noqa: S311
+
+    async def _count(self, version: int) -> int | None:
+        """Ask for the number only where it is of the same objects: a server does not count what a selector leaves."""
+        if self.selection.field_selector or self.selection.label_selector:
+            return None
+        return await self._client.count(self.selection.resource, self.selection.namespace, str(version))
+
+    async def _read(self) -> tuple[list[Entry[T]], int]:
         entries: list[Entry[T]] = []
         version = 0
         pages = self._client.list_pages(
@@ -278,25 +323,20 @@ class Mirror(Generic[T]):
                 version = int(page.resource_version)
                 entries += map(self._store.entry_of, page.items)
                 del page
-        self.stats.lists += 1
-        self.stats.listed_objects += len(entries)
-        # Lists and answers to writes are true at a quorum, so only a restored server can be behind them.
-        regressed = version < known_before
-        if regressed:
-            self._note_regression(known_before, version)
-        changes = self._store.replace(version, entries, forget=regressed)
-        self._missing_since = None
-        self._proved()
-        self._tell(changes)
-        self.synced.set()
+        return entries, version
+
+    @property
+    def _relist_at(self) -> float:
+        return self._listed_at + self.settings.relist.total_seconds()
 
     async def _watch(self) -> None:
         self.stats.watches += 1
+        until_list = timedelta(seconds=max(self._relist_at - time.monotonic(), WATCH_LEAST_SECONDS))
         events = self._client.watch(
             self.selection.resource,
             self.selection.namespace,
             str(self._store.progress),
-            self.settings.watch_timeout,
+            min(self.settings.watch_timeout, until_list),
             self.settings.silence,
             field_selector=self.selection.field_selector,
             label_selector=self.selection.label_selector,

@@ -59,6 +59,11 @@ LAST_SECONDS = 3.0
 LEASE_REQUEST_SHARE = 0.4
 """Of the renew deadline, for one request: two of them fit."""
 
+
+class FrameEnded(Exception):
+    """kopf does not run any more: what it cannot bear itself (K-list of docs/critiques.md) ends the process."""
+
+
 Companion = Callable[[CollectorRegistry, asyncio.Event], Coroutine[Any, Any, None]]
 """Runs beside the engine, before and without the lease, until the event is set; then it ends what it has begun.
 
@@ -188,7 +193,8 @@ class Process:
         namespace = self.settings.watch_namespace or None
         ours = await install_id(client, self.settings.namespace, self.settings.install_id)
         silence, max_age = silence_of(self.settings)
-        bounds = MirrorSettings(silence=silence, max_age=max_age)
+        relist = timedelta(seconds=self.settings.relist_seconds)
+        bounds = MirrorSettings(silence=silence, relist=relist, max_age=max_age)
         return World(
             client=client,
             settings=self.settings,
@@ -224,8 +230,11 @@ class Process:
         # kopf has just taken the signals, and its own stop waits for 5 s, in which new work would begin.
         self._take_signals()
         self.watchdog.follow(tasks, [kind.plural for kind in WATCHED])
-        await kopf.run_tasks(tasks, ignored=ours)
-        raise RuntimeError("kopf has ended by itself")
+        try:
+            await kopf.run_tasks(tasks, ignored=ours)
+        except Exception as error:
+            raise FrameEnded(f"kopf has ended: {error}") from error
+        raise FrameEnded("kopf has ended by itself")
 
 
 async def _collect_again(engine: Engine) -> None:

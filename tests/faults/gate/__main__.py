@@ -46,6 +46,7 @@ class Control:
             "done": trial.progress.done,
             "met": trial.progress.met,
             "metAt": trial.met_at,
+            "inHand": trial.in_hand,
             "now": trial.now,
             "beganAt": trial.began_at,
             "writes": sum(entry.changed for entry in trial.trace),

@@ -54,6 +54,9 @@ class Call:
     def signature(self) -> str:
         """What it does, the same in every run."""
         where = self.plural + (f"/{self.subresource}" if self.subresource else "")
+        if self.query.get("resourceVersionMatch") == "Exact":
+            # How many there were at a version: not the list itself, though it is asked for in the same way.
+            where += " exact"
         side = "cloud " if self.far == "cloud" else ""
         return f"{side}{self.verb} {where} {' '.join(self.fields)}".rstrip()
 

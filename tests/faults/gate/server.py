@@ -6,6 +6,7 @@ import gzip
 import os
 import signal
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,19 @@ class Door:
             self._far, self._replica, request.method, request.raw_path, request.headers.get("Content-Type", ""), body
         )
         number = self._trial.calls.next(self._replica, call.signature)
+        if call.verb == "watch":
+            # It is broken at its events; to break its request would only be another end of the stream.
+            async with self._upstream(request, body) as answer:
+                self._trial.note(call, number, answer.status, changed=False, fault="", asked=asked)
+                return await self._watch(request, call, answer)
+        with self._trial.holding():
+            return await self._answer(request, body, call, number, asked)
+
+    async def _answer(
+        self, request: web.Request, body: bytes, call: Call, number: int, asked: float
+    ) -> web.StreamResponse:
         kinds = CALL_KINDS if call.verb == "list" else CALL_KINDS - LIST_KINDS
-        # A watch is broken at its events; to break its request would only be another end of the stream.
-        action = None if call.verb == "watch" else self._strike(call.signature, number, kinds)
+        action = self._strike(call.signature, number, kinds)
         fault = action.name if action is not None else ""
         if action is not None and action.point == Point.BEFORE and action.kind not in LIST_KINDS:
             mute = action.kind in MUTE_KINDS
@@ -91,9 +102,6 @@ class Door:
                 return stopped
         before = self._before_write(call)
         async with self._upstream(request, body) as answer:
-            if call.verb == "watch":
-                self._trial.note(call, number, answer.status, changed=False, fault=fault, asked=asked)
-                return await self._watch(request, call, answer)
             content = await answer.read()
             headers, status = _passed(answer.headers), answer.status
         if action is not None and action.kind == Kind.DUPLICATE:
@@ -230,9 +238,10 @@ class Door:
         pump = asyncio.create_task(_pump(answer, lines))
         try:
             while True:
-                outs, ended = await self._next(stream, lines)
+                with self._trial.holding() if stream.next_due is not None else nullcontext():
+                    outs, ended = await self._next(stream, lines)
                 for out in outs:
-                    if out.pause:
+                    with self._trial.holding():
                         await asyncio.sleep(out.pause)
                     if out.data:
                         await response.write(out.data)

@@ -1,6 +1,8 @@
 """One trial as the gate sees it: its plan, its replicas, and the trace of everything they said."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +61,9 @@ class Trial:
     first_lists: dict[tuple[str, str], bytes] = field(default_factory=dict)
     """The first list of each kind that a replica got."""
 
+    in_hand: int = 0
+    """Calls that came in and are not answered, and events that are held back: what is broken is not over yet."""
+
     def __post_init__(self) -> None:
         self.progress = Progress(self.plan)
         self.met_at: float | None = None
@@ -68,6 +73,15 @@ class Trial:
     def now(self) -> float:
         """Seconds since the trial began."""
         return time.monotonic() - self.began
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Count something as being in hand for as long as this is open."""
+        self.in_hand += 1
+        try:
+            yield
+        finally:
+            self.in_hand -= 1
 
     def note(  # one argument for each thing that is known only here
         self, call: Call, occurrence: int, status: int, *, changed: bool, fault: str, asked: float, version: int = 0

@@ -13,7 +13,7 @@ from tests.faults.oracle.facts import Facts, Json, Object, Terms, Violation, is_
 
 LOOKED_AFTER = ("vmpools", "vmproviders", "deadletterqueues", "purgepolicies", "healthpolicies")
 """Kinds whose status says which generation was last acted upon."""
-DOUBTS = re.compile(r"^(LeaseLost|Condemned): |; (LeaseLost|Condemned): ")
+DOUBTS = re.compile(r"^(LeaseLost|Condemned|FrameEnded): |; (LeaseLost|Condemned|FrameEnded): ")
 """What a process may end with."""
 REFUSALS = re.compile(r"^(Conflict|Forbidden|Invalid|ServerError|OutcomeUnknown|Unreachable|Throttled|KubeError): ")
 """What the API server may say to the start's own write, the install id: then nothing is begun."""

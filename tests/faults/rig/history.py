@@ -97,6 +97,12 @@ class Recorder:
             await until(whole, deadline=CAUGHT_UP_SECONDS, what=f"the history of {plural} is complete")
         return sorted(self._versions[namespace], key=lambda version: version.number)
 
+    def there(self, namespace: str, plural: str) -> bool:
+        """Whether objects of a kind are there still; true only of what ``of`` has looked at."""
+        return any(
+            version.plural == plural and (plural, version.uid) in self._latest for version in self._versions[namespace]
+        )
+
     def forget(self, namespace: str) -> None:
         """Let go of a namespace's history."""
         self._versions.pop(namespace, None)

@@ -51,17 +51,18 @@ class State:
         return iter(sorted(self._all.values()))
 
     def add(self, one: Trialled, *, save: bool = True) -> None:
-        """Note a trial, at once on disk."""
+        """Note a trial, at once on disk: a line at the end of the file, the last one of a pair counts."""
         self._all[(*one.pair, one.second, one.seed if one.second else 0)] = one
         if save:
-            self.save()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                file.write(_line(one))
 
     def save(self) -> None:
-        """Write the file whole; a death in between leaves the old one."""
+        """Write the file whole and in order; a death in between leaves the old one."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._path.with_suffix(".new")
-        lines = [json.dumps({k: v for k, v in asdict(one).items() if v not in ("", 0)}) for one in self]
-        fresh.write_text("".join(f"{line}\n" for line in lines))
+        fresh.write_text("".join(_line(one) for one in self))
         fresh.replace(self._path)
 
     def done(self) -> set[tuple[str, str, str]]:
@@ -71,6 +72,10 @@ class State:
     def doubles(self) -> set[int]:
         """The seeds of the double faults that were run."""
         return {one.seed for one in self if one.second}
+
+
+def _line(one: Trialled) -> str:
+    return json.dumps({key: value for key, value in asdict(one).items() if value not in ("", 0)}) + "\n"
 
 
 def _read(line: str) -> Trialled:
