@@ -58,6 +58,7 @@ class Detour(Gate):
         """Of every kind, leases and events too."""
         self._silent: set[str] = set()
         self._broken: set[str] = set()
+        self._refused: set[str] = set()
         self._changed = asyncio.Event()
 
     def fall_silent(self, plural: str) -> None:
@@ -68,6 +69,12 @@ class Detour(Gate):
     def break_watches(self, plural: str) -> None:
         """Cut kopf's watches of a kind, and answer the next ones with an error event that is not 410."""
         self._broken.add(plural)
+        self._turn()
+
+    def refuse_watches(self, plural: str) -> None:
+        """Cut kopf's watches of a kind, and answer every one that follows with 503."""
+        self._broken.add(plural)
+        self._refused.add(plural)
         self._turn()
 
     def _turn(self) -> None:
@@ -83,6 +90,8 @@ class Detour(Gate):
             return await super()._pass(request)
         if plural in self._silent:
             await asyncio.Event().wait()
+        if watch and kopf and plural in self._refused:
+            return web.Response(status=503)
         if watch and kopf and plural in self._broken:
             status = {"kind": "Status", "code": 500, "reason": "InternalError", "message": "the store is gone"}
             return web.json_response({"type": "ERROR", "object": status})
@@ -210,6 +219,18 @@ async def test_a_watcher_of_kopf_that_dies(
     assert "watcher for vmpools.v1alpha1.vmpool.dev" in told["why"]
     assert "the store is gone" in told["why"]
     await next_one_carries_on(site, operators)
+
+
+async def test_a_watch_of_kopf_that_is_refused_again_and_again(
+    site: Site, operators: Operators, detour: Detour, by_detour: dict[str, str]
+) -> None:
+    await site.build(REPLICAS)
+    operator = operators(**LINGER, **by_detour)
+    await site.full(REPLICAS)
+    detour.refuse_watches("vmpools")
+    await shown_in(operator, "kopf")
+    assert await ends(operator) in {1, 70}
+    assert verdict(operator)["what"] == "kopf"
 
 
 async def test_a_mirror_that_hears_nothing(

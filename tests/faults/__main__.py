@@ -20,6 +20,7 @@ from tests.faults.rig.open import rig
 from tests.faults.scenarios import SCENARIOS
 from tests.faults.trials.catalogue import Place
 from tests.faults.trials.choose import Places, double, pair_of, singles, stratified
+from tests.faults.trials.found import kept_plans
 from tests.faults.trials.report import write_report
 from tests.faults.trials.run import Runner, violations
 from tests.faults.trials.state import State
@@ -77,7 +78,7 @@ async def _run(given: argparse.Namespace) -> int:
 def _plans(given: argparse.Namespace, places: Places, state: State) -> list[Plan]:
     every = list(itertools.chain.from_iterable(singles(name, those) for name, those in places.items()))
     if given.what == "sample":
-        return stratified(every, given.count, given.seed)
+        return [*kept_plans(), *stratified(every, given.count, given.seed)]
     done, doubled = state.done(), state.doubles()
     left = [plan for plan in every if pair_of(plan) not in done]
     # One of each place before a second of any, so that a run that is cut short has seen all of it.

@@ -121,6 +121,14 @@ class World:
             self.watching_from = self.version
             self.learn(self.store.event("BOOKMARK", {"metadata": {"resourceVersion": str(self.version)}}))
 
+    def watch_repeats(self, number: int) -> None:
+        """A server, or something on the way, tells what it has told already."""
+        if self.watching_from is None:
+            return
+        told = [event for event in self.log if event[0] <= self.watching_from]
+        for _, kind, document in told[-number - 1 :]:
+            self.learn(self.store.event(kind, document))
+
     def learn(self, changes: list[Change[int]]) -> None:
         for change in changes:
             uid, entry = change.entry.uid, change.new
@@ -168,6 +176,7 @@ STEPS = (
     World.list_begins,
     World.list_ends,
     World.watch_tells,
+    World.watch_repeats,
 )
 
 
@@ -205,6 +214,33 @@ def test_a_list_older_than_a_buried_object_does_not_close_its_grave() -> None:
     assert store.graves == 1
     store.replace(25, [])
     assert store.graves == 0
+
+
+def test_what_was_gone_is_not_brought_back_by_an_old_event() -> None:
+    store = new_store()
+    store.replace(10, [store.entry_of(obj("u", "a", 5)), store.entry_of(obj("v", "b", 6))])
+    store.event("DELETED", obj("u", "a", 20))
+    store.replace(30, [])
+    assert store.event("MODIFIED", obj("u", "a", 5)) == []
+    assert store.event("ADDED", obj("v", "b", 6)) == []
+    assert len(store) == 0
+
+
+def test_what_comes_back_into_a_selector_is_shown_again() -> None:
+    store = new_store()
+    store.replace(10, [store.entry_of(obj("u", "a", 5))])
+    store.event("DELETED", obj("u", "a", 20))
+    assert [change.kind for change in store.event("ADDED", obj("u", "a", 21))] == ["added"]
+
+
+def test_the_departed_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "DEPARTED", 1)
+    store = new_store()
+    store.replace(10, [store.entry_of(obj("u", "a", 5)), store.entry_of(obj("v", "b", 6))])
+    store.event("DELETED", obj("u", "a", 11))
+    store.event("DELETED", obj("v", "b", 12))
+    assert store.event("MODIFIED", obj("v", "b", 6)) == []
+    assert [change.kind for change in store.event("MODIFIED", obj("u", "a", 5))] == ["added"]
 
 
 def test_what_left_a_selector_and_was_put_back_by_us_stays() -> None:

@@ -2,7 +2,8 @@
 
 import http.client
 import ssl
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmpool.dev.binaries import Binaries
@@ -34,15 +35,18 @@ class Component:
 
     name: str
     argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def components(
     home: Home, files: Credentials, binaries: Binaries, ports: dict[str, int], *, throwaway: bool
 ) -> tuple[Component, ...]:
     """Every component in the order in which they start."""
+    # A garbage collector that comes four times as seldom: a fifth of the API server's work, for a gigabyte.
+    environment = {"GOGC": "400"} if throwaway else {}
     wanted = [
         Component(ETCD, _etcd(home, files, binaries.etcd, ports, throwaway=throwaway)),
-        Component(API_SERVER, _api_server(files, binaries, ports)),
+        Component(API_SERVER, _api_server(files, binaries, ports), environment),
     ]
     if binaries.kube_controller_manager is not None:
         argv = _controller_manager(home, files, binaries.kube_controller_manager, ports)

@@ -175,7 +175,8 @@ class ControlPlane:
     def _start_one(self, component: Component, files: Credentials, state: State) -> State:
         begin = time.monotonic()
         name, log = component.name, self.home.log(component.name)
-        process = processes.spawn(component.argv, log=log, marker=self.home.marker)
+        environment = component.environment
+        process = processes.spawn(component.argv, log=log, marker=self.home.marker, environment=environment)
         state = state.model_copy(update={"processes": {**state.processes, name: process}})
         self.home.save(state)
         while not healthy(name, state.ports[name], files):

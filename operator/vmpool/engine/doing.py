@@ -15,6 +15,10 @@ log = logs.get(__name__)
 
 LOOK_AGAIN = (Conflict, NotFound, LaneClosed)
 """Answers that mean: the world is not what was decided on. The next round decides anew."""
+FREE_LOOKS = 2
+"""Refusals in a row that are answered at once: by then the picture has what was refused for, or it will not get it."""
+REFUSED_KEPT = 10_000
+"""Keys whose refusals are counted; beyond it the oldest begins anew."""
 
 
 class Waker(Protocol):
@@ -42,6 +46,8 @@ class Doing:
         self._metrics = metrics
         self._error_pause = error_pause
         self._tasks: dict[str, asyncio.Task[timedelta | None]] = {}
+        self._refused: dict[str, int] = {}
+        """How often in a row the last effect of a key was told to look again."""
 
     @property
     def keys(self) -> frozenset[str]:
@@ -51,7 +57,7 @@ class Doing:
     def start(self, key: str, action: object, work: Work) -> None:
         """Start an effect; a key that is held already is a mistake of the caller."""
         assert key not in self._tasks, f"{key} is busy"
-        task = asyncio.create_task(self._run(action, work), name=f"{type(action).__name__}/{key}")
+        task = asyncio.create_task(self._run(key, action, work), name=f"{type(action).__name__}/{key}")
         self._tasks[key] = task
         task.add_done_callback(lambda done: self._finished(key, done))
 
@@ -63,7 +69,7 @@ class Doing:
         else:
             self._waker.wake_within(calm.total_seconds())
 
-    async def _run(self, action: object, work: Work) -> timedelta | None:
+    async def _run(self, key: str, action: object, work: Work) -> timedelta | None:
         name = type(action).__name__
         outcome = "ok"
         calm = None
@@ -73,6 +79,7 @@ class Doing:
             except LOOK_AGAIN as error:
                 outcome = "look_again"
                 log.info("effect_refused", action=name, error=str(error))
+                await self._refusal(key)
             except (KubeError, ProviderError) as error:
                 outcome = "error"
                 log.warning("effect_failed", action=name, error=str(error))
@@ -81,8 +88,18 @@ class Doing:
                 outcome = "error"
                 log.error("effect_broken", action=name, error=str(error), exc_info=error)
                 await asyncio.sleep(self._error_pause)
+        if outcome != "look_again":
+            self._refused.pop(key, None)
         self._metrics.effects.labels(name, outcome).inc()
         return calm
+
+    async def _refusal(self, key: str) -> None:
+        """Pause where looking again has not helped: a picture that does not change makes no loop of requests."""
+        self._refused[key] = self._refused.pop(key, 0) + 1
+        while len(self._refused) > REFUSED_KEPT:
+            del self._refused[next(iter(self._refused))]
+        if self._refused[key] > FREE_LOOKS:
+            await asyncio.sleep(self._error_pause)
 
     async def stop(self, grace: float) -> None:
         """Let what is in flight end, at most for ``grace`` seconds, then cancel it."""

@@ -72,6 +72,13 @@ class Failures:
             self.creation, now, base=retry.backoff, longest=retry.max_backoff, seed=pool.uid
         )
 
+    def learn(self, written: Sequence[Failure]) -> None:
+        """Take in what another process has written: two that lead for a while must not rub out each other's."""
+        new = [failure for failure in written if not self.remembers(failure)]
+        if new:
+            newest_first = sorted((*self.recent, *new), key=lambda failure: failure.failed_at, reverse=True)
+            self.recent = tuple(newest_first[:MAX_RECENT_FAILURES])
+
     def remembers(self, failure: Failure) -> bool:
         """Whether it is among the recent ones; newer ones may have pushed it out."""
         return any(known.is_of(failure) for known in self.recent)

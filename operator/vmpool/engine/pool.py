@@ -286,6 +286,7 @@ class PoolLoop(Loop):
                 return None
             # Another write may have come since the plan was made: times of transition go on from what is written now.
             seen = replace(seen, pool=replace(seen.pool, status=pool.status))
+            self.failures.learn(pool.status.recent_failures)
             stalled = stalled_reason(seen, self.failures.recent, TERMINAL_REASONS)
             status = pool_status(seen, plan, failures=self.failures.recent, stalled=stalled, now=now)
             changes = writes.status_changes(pool.status, status)

@@ -276,8 +276,10 @@ async def forget(world: World, vm: VM) -> None:
             world.sights.drop(vm.uid)
             return
         await drop_finalizer(world, left)
-    except (NotFound, Conflict):
-        await world.vms.quorum_get(vm.namespace, vm.name)
+    except NotFound:
+        world.vms.saw_deleted(vm.uid, vm.resource_version)
+    except Conflict:
+        await learn(world.vms, vm)
 
 
 async def drop_finalizer(world: World, raw: Json) -> None:

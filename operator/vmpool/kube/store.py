@@ -8,7 +8,8 @@ never comes back. From these follow the rules:
 2. ``progress`` is the resourceVersion up to which list and watch have told everything. An answer about an
    unknown uid that is not newer than ``progress`` is about an object that is gone.
 3. An object that an own write removed is buried: nothing brings it back. The grave is closed when the watch says
-   DELETED or a list that is not older than the object lacks it, because from then on rule 2 holds.
+   DELETED or a list that is not older than the object lacks it, because from then on rule 2 holds for answers.
+   Against a watch that tells old events once more the uids of the last deletions are kept.
 4. Of two uids under one name the newer resourceVersion is the living one.
 5. A list does not remove what is newer than the list.
 
@@ -27,6 +28,8 @@ Key = tuple[str, str]
 
 GRAVES: Final = 10_000
 """Own deletions at once that the watch may not have confirmed yet; beyond it the oldest is forgotten."""
+DEPARTED: Final = 10_000
+"""Uids kept of objects that the watch has told to be gone; beyond it the oldest is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class Store(Generic[T]):
         self._by_uid: dict[str, Entry[T]] = {}
         self._uid_by_key: dict[Key, str] = {}
         self._graves: dict[str, int] = {}
+        self._departed: dict[str, int] = {}
+        """At which version an object left the watch's view; newer, it may have come back into a selector's."""
         self.broken: dict[str, str] = {}
         """Why an object has no fact, by uid."""
         self.progress = 0
@@ -118,6 +123,8 @@ class Store(Generic[T]):
         uid = obj["metadata"]["uid"]
         self._graves.pop(uid, None)
         known = self._by_uid.get(uid)
+        if known is None or known.resource_version <= version:
+            self._depart(uid, version)
         # Older than what we hold: it only left a selector's view, and our own write has put it back since.
         if known is None or known.resource_version > version:
             self.ignored += 1
@@ -163,6 +170,7 @@ class Store(Generic[T]):
         """
         if forget:
             self._graves.clear()
+            self._departed.clear()
             self.highest = 0
         in_list = {entry.uid: entry for entry in listed}
         changes = [
@@ -170,6 +178,9 @@ class Store(Generic[T]):
             for entry in list(self._by_uid.values())
             if entry.uid not in in_list and (forget or entry.resource_version <= version)
         ]
+        closed = [uid for uid, last in self._graves.items() if uid not in in_list and last <= version]
+        for uid in (*(change.entry.uid for change in changes), *closed):
+            self._depart(uid, version)
         self._graves = {uid: last for uid, last in self._graves.items() if uid in in_list or last > version}
         for entry in in_list.values():
             changes += self._put(entry, forced=forget)
@@ -188,9 +199,10 @@ class Store(Generic[T]):
         known = self._by_uid.get(entry.uid)
         if known is entry:
             return []
-        if entry.uid in self._graves or (
-            known is not None and not forced and known.resource_version >= entry.resource_version
-        ):
+        if entry.uid in self._graves or (known is None and entry.resource_version <= self._departed.get(entry.uid, -1)):
+            self.ignored += 1
+            return []
+        if known is not None and not forced and known.resource_version >= entry.resource_version:
             self.ignored += 1
             return []
         changes: list[Change[T]] = []
@@ -227,6 +239,11 @@ class Store(Generic[T]):
                 del same[entry.uid]
                 if not same:
                     del self._indexed[place][value]
+
+    def _depart(self, uid: str, version: int) -> None:
+        self._departed[uid] = version
+        if len(self._departed) > DEPARTED:
+            del self._departed[next(iter(self._departed))]
 
     def _bury(self, uid: str, last_version: int) -> None:
         self._graves[uid] = last_version

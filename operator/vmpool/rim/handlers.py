@@ -20,6 +20,9 @@ WATCHED = (POOL, PROVIDER, DEAD_LETTER_QUEUE, PURGE_POLICY, HEALTH_POLICY)
 ERROR_DELAYS = (1, 2, 3, 5, 8, 13, 30)
 """Seconds between kopf's own tries after an error; its default grows to ten minutes."""
 
+NETWORK_PAUSES = (1, 1, 2, 3, 5, 5)
+"""Seconds between kopf's tries of one request, then its watch ends: by its default after 54 s, and doubt has 30."""
+
 
 def frame_settings() -> kopf.OperatorSettings:
     """Return kopf's settings for this operator: it posts nothing, peers with nobody and scans for nothing."""
@@ -28,6 +31,7 @@ def frame_settings() -> kopf.OperatorSettings:
     settings.peering.standalone = True
     settings.scanning.disabled = True
     settings.queueing.error_delays = ERROR_DELAYS
+    settings.networking.error_backoffs = NETWORK_PAUSES
     return settings
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.trials.catalogue import FAULTS
+from tests.faults.trials.found import Finding, findings
 from tests.faults.trials.state import Outcome, State, Trialled
 
 Places = Mapping[str, Sequence[tuple[str, str, int]]]
@@ -32,6 +33,7 @@ def report(state: State, places: Places) -> dict[str, Any]:
         "other": sum(one.outcome is Outcome.OTHER for one in trials),
         "signatures": len({signature for those in places.values() for _, signature, _ in those}),
         "violations": len(violated),
+        "found": [finding.model_dump(exclude={"plan"}) for finding in findings()],
         "scenarios": {
             name: {
                 "pairs": sum(pair[0] == name for pair in pairs),
@@ -56,6 +58,7 @@ def write_report(state: State, places: Places, path: Path) -> None:
     rows = "".join(f"| {name} | {those['pairs']} | {those['covered']} |\n" for name, those in made["scenarios"].items())
     faults = "".join(f"| {name} | {count} |\n" for name, count in made["faults"].items())
     violated = "".join(f"* {line}\n" for line in made["violated"]) or "None.\n"
+    found = "".join(_row(finding) for finding in findings())
     path.with_suffix(".md").write_text(
         "# Fault trials\n\n"
         "Made by `python -m tests.faults report`. A pair is a fault at a signature of a scenario, which is what a\n"
@@ -66,5 +69,13 @@ def write_report(state: State, places: Places, path: Path) -> None:
         f"**{made['violations']} violations.**\n\n"
         f"| Scenario | Pairs | Covered |\n|---|---|---|\n{rows}\n"
         f"| Fault | Trials |\n|---|---|\n{faults}\n"
-        f"## Violations\n\n{violated}"
+        f"## Violations\n\n{violated}\n"
+        "## Found on the way, and mended\n\n"
+        "Those with a plan are in `tests/faults/found.json` and are played first in every `make faults`.\n\n"
+        f"| What was broken | Why, and what was done | Kept as |\n|---|---|---|\n{found}"
     )
+
+
+def _row(finding: Finding) -> str:
+    kept = ", ".join(f"`{one.strip()}`" for one in finding.kept.split(","))
+    return f"| {finding.shown} | {finding.cause} | {kept} |\n"

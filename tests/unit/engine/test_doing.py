@@ -1,6 +1,7 @@
 """Effects in flight: one for a key, and a wake that is as soon as what they brought."""
 
 import asyncio
+import time
 from datetime import timedelta
 
 from tests.waiting import until
@@ -49,6 +50,25 @@ async def test_no_news_lets_the_loop_rest() -> None:
 
     doing.start("a", ACTION, work)
     assert await ended(doing, waker) == [5.0]
+
+
+async def test_refused_again_and_again_it_slows_down_until_it_is_not() -> None:
+    """A picture that does not change must not make a loop of requests."""
+    waker, pauses = Waker(), [0.0]
+    doing = Doing(waker, Metrics(), 0.05)
+    answers: list[Exception | None] = [*[NotFound("gone")] * 4, None, NotFound("gone")]
+
+    async def work() -> None:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    while answers:
+        began = time.monotonic()
+        doing.start("a", ACTION, work)
+        await ended(doing, waker)
+        pauses.append(time.monotonic() - began)
+        waker.woken.clear()
+    assert [pause > 0.05 for pause in pauses[1:]] == [False, False, True, True, False, False]
 
 
 async def test_an_effect_that_was_refused_or_cancelled_wakes_at_once() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vmpool.api.pool import Failure, VMPoolSpec, VMPoolStatus
+from vmpool.api.pool import MAX_RECENT_FAILURES, Failure, VMPoolSpec, VMPoolStatus
 from vmpool.engine.failures import Failures
 from vmpool.plan.snapshot import PoolFacts, Reason
 from vmpool.telemetry.metrics import Metrics
@@ -65,6 +65,19 @@ def test_having_waited_for_too_long_says_nothing_of_the_next_vm(failures: Failur
     assert failures.poison is None
     assert failures.creation is None
     assert failures.owed((), NOW), "its place is filled anew"
+
+
+def test_what_another_leader_has_written_is_kept(failures: Failures) -> None:
+    for number in (2, 5):
+        failures.add(WORLD, POOL, failure(number), digest="v1:new")
+    failures.learn([failure(4), failure(2)])
+    assert [one.vm for one in failures.recent] == ["vm-5", "vm-4", "vm-2"]
+    other = Failures(POOL)
+    other.learn(failures.recent)
+    other.learn([])
+    assert other.recent == failures.recent
+    failures.learn([failure(number) for number in range(10, 10 + MAX_RECENT_FAILURES)])
+    assert [one.vm for one in failures.recent] == [f"vm-{number}" for number in range(9 + MAX_RECENT_FAILURES, 9, -1)]
 
 
 def test_a_new_template_begins_with_a_clean_slate(failures: Failures) -> None:
