@@ -80,14 +80,16 @@ class Door:
             async with self._upstream(request, body) as answer:
                 self._trial.note(call, number, answer.status, changed=False, fault="", asked=asked)
                 return await self._watch(request, call, answer)
-        with self._trial.holding():
-            return await self._answer(request, body, call, number, asked)
-
-    async def _answer(
-        self, request: web.Request, body: bytes, call: Call, number: int, asked: float
-    ) -> web.StreamResponse:
         kinds = CALL_KINDS if call.verb == "list" else CALL_KINDS - LIST_KINDS
         action = self._strike(call.signature, number, kinds)
+        with nullcontext() if action is None else self._trial.holding():
+            return await self._answer(request, body, call, (number, asked, action))
+
+    async def _answer(
+        self, request: web.Request, body: bytes, call: Call, come: tuple[int, float, Action | None]
+    ) -> web.StreamResponse:
+        """Pass a call on, or break it; ``come`` is its number, when it came, and what goes wrong with it."""
+        number, asked, action = come
         fault = action.name if action is not None else ""
         if action is not None and action.point == Point.BEFORE and action.kind not in LIST_KINDS:
             mute = action.kind in MUTE_KINDS

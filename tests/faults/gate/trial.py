@@ -62,7 +62,7 @@ class Trial:
     """The first list of each kind that a replica got."""
 
     in_hand: int = 0
-    """Calls that came in and are not answered, and events that are held back: what is broken is not over yet."""
+    """Broken calls that are not answered yet, and events that are held back: what is broken is not over."""
 
     def __post_init__(self) -> None:
         self.progress = Progress(self.plan)

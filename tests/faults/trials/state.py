@@ -66,12 +66,12 @@ class State:
         fresh.replace(self._path)
 
     def done(self) -> set[tuple[str, str, str]]:
-        """The pairs that were covered, with whatever outcome but ``other``."""
-        return {one.pair for one in self if not one.second and one.outcome is not Outcome.OTHER}
+        """The pairs that held; what was violated is run again, as is what did not come."""
+        return {one.pair for one in self if not one.second and one.outcome is Outcome.HELD}
 
     def doubles(self) -> set[int]:
-        """The seeds of the double faults that were run."""
-        return {one.seed for one in self if one.second}
+        """The seeds of the double faults that held."""
+        return {one.seed for one in self if one.second and one.outcome is Outcome.HELD}
 
 
 def _line(one: Trialled) -> str:
