@@ -19,7 +19,9 @@ export VMPOOL_MOTO_SERVER := $(MOTO)/bin/moto_server
 PACKAGES := libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qemu-utils dnsmasq-base \
 	busybox-static linux-image-cloud-amd64 pkg-config gcc slapd ldap-utils libldap-dev libsasl2-dev prometheus \
 	faketime
-SUITES := tests/contract tests/control_plane tests/guide tests/crash tests/e2e
+# Two processes with a control plane each share the first; the second have the machine to themselves.
+TOGETHER := tests/contract tests/control_plane tests/guide
+ALONE := tests/simulation tests/faults tests/crash tests/e2e
 # Which benchmarks, by name; empty is all of them. Medians are over so many pairs of ours and the floor.
 BENCH ?=
 PAIRS ?= 5
@@ -27,7 +29,7 @@ PAIRS ?= 5
 MINUTES ?= 60
 SEEDS ?= 2000
 
-.PHONY: help setup system check test test-guide faults faults-all simulate test-e2e test-crash bench bench-profile plots demo demo-stop generate \
+.PHONY: help setup system check test test-guide faults faults-all hammer simulate test-e2e test-crash bench bench-profile plots demo demo-stop generate \
 	requirements format clean
 
 help: ## Show the targets.
@@ -73,7 +75,8 @@ check: setup ## Format, lint, strict types, import contracts, unit tests: under 
 
 test: system setup $(MOTO)/.ready check ## Run every test that a machine without a container engine can.
 	$(BIN)/python -m vmpool dev build
-	$(BIN)/python -m pytest $(SUITES)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TOGETHER)
+	$(BIN)/python -m pytest $(ALONE)
 
 test-guide: system setup $(MOTO)/.ready ## Try the operator guide's sentences, one test each.
 	$(BIN)/python -m vmpool dev build
@@ -87,6 +90,10 @@ faults-all: setup ## Every trial that bench/faults/trials.jsonl lacks; MINUTES=6
 	$(BIN)/python -m vmpool dev build
 	$(BIN)/python -m tests.faults all --minutes $(MINUTES) --jobs 4
 	$(BIN)/python -m tests.faults report
+
+hammer: setup ## Kill operators and gateways every 0.5 to 5 s under checkout load, for MINUTES=30.
+	$(BIN)/python -m vmpool dev build
+	$(BIN)/python -m tests.faults.hammer --minutes $(MINUTES) --seed 0
 
 simulate: setup ## Play SEEDS=2000 stories of the engine on a virtual clock.
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --jobs 2

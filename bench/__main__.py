@@ -17,7 +17,7 @@ from rich.table import Table
 from tests.clouds import SimCloud
 from tests.planes import CRDS
 
-from bench import checkout, claim, cold_start, failures, fill, idle, memory, plan, react, sizes
+from bench import checkout, claim, cold_start, failures, fill, idle, memory, plan, react, sizes, takeover
 from bench.figures import Result
 from bench.rig import Rig, raised
 from vmpool.dev import build
@@ -36,6 +36,7 @@ BENCHES: dict[str, Callable[[Rig, int], Awaitable[Result]]] = {
     "memory": memory.run,
     "plan": plan.run,
     "react": react.run,
+    "takeover": takeover.run,
 }
 PAIRS = 5
 

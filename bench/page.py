@@ -10,7 +10,19 @@ PAGE = ROOT / "docs" / "performance.md"
 IMAGES = ROOT / "docs" / "images"
 BEGIN = "<!-- Made by `make plots` from bench/results; do not edit until the next mark. -->"
 END = "<!-- The end of what `make plots` has made. -->"
-ORDER = ("fill", "fill_sizes", "cold_start", "idle", "react", "checkout", "claim", "failures", "memory", "plan")
+ORDER = (
+    "fill",
+    "fill_sizes",
+    "cold_start",
+    "idle",
+    "react",
+    "checkout",
+    "claim",
+    "failures",
+    "takeover",
+    "memory",
+    "plan",
+)
 """As the page explains them; others follow."""
 BY_SIZE = "fill_sizes"
 

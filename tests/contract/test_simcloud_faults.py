@@ -140,14 +140,32 @@ def test_never_gone_until_asked_again(make_simcloud: Callable[..., SimCloud]) ->
     assert cloud.call("DELETE", path, key=tenant.key)[1]["state"] == "Gone"
 
 
-def test_a_create_that_breaks_off_leaks_its_disk(simcloud: SimCloud, tenant: Tenant) -> None:
+def test_a_create_that_breaks_off_before_its_disk_leaves_nothing(simcloud: SimCloud, tenant: Tenant) -> None:
+    simcloud.fault("failBefore", {"operation": "create", "step": "disk", "tenant": tenant.name}, count=1)
+    assert simcloud.create(tenant, token="t")[0] == 500
+    assert simcloud.listed(tenant) == []
+    assert leaks(simcloud, tenant) == []
+
+
+def test_a_create_that_broke_off_goes_on_with_its_token(simcloud: SimCloud, tenant: Tenant) -> None:
+    simcloud.fault("failBefore", {"operation": "create", "step": "nic", "tenant": tenant.name}, count=1)
+    assert simcloud.create(tenant, token="t", tags={"a": "b"})[0] == 500
+    (broken,) = simcloud.listed(tenant, "tag=a=b")
+    _, shown = simcloud.call("GET", f"/v1/machines/{broken}", key=tenant.key)
+    assert (shown["state"], shown["message"]) == ("Failed", "the create broke off")
+    assert leaks(simcloud, tenant) == []
+    status, machine = simcloud.create(tenant, token="t", tags={"a": "b"})
+    assert (status, machine["id"]) == (201, broken), "the retry goes on with the disk"
+    assert simcloud.listed(tenant) == [broken]
+    assert simcloud.state(tenant, broken) != "Failed"
+
+
+def test_what_broke_off_can_be_deleted_and_is_gone_with_its_token(simcloud: SimCloud, tenant: Tenant) -> None:
     simcloud.fault("failBefore", {"operation": "create", "step": "nic", "tenant": tenant.name}, count=1)
     assert simcloud.create(tenant, token="t")[0] == 500
-    assert alive(simcloud, tenant) == []
-    (leak,) = leaks(simcloud, tenant)
-    assert leak["kind"] == "disk"
-    status, machine = simcloud.create(tenant, token="t")
-    assert (status, machine["id"]) == (201, leak["machine"]), "the retry goes on with the disk"
+    (broken,) = simcloud.listed(tenant)
+    assert simcloud.call("DELETE", f"/v1/machines/{broken}", key=tenant.key)[0] == 202
+    assert simcloud.create(tenant, token="t")[0] in {200, 410}, "nothing is made of what is being deleted"
     assert leaks(simcloud, tenant) == []
 
 
@@ -159,7 +177,9 @@ def test_a_create_that_breaks_off_after_its_nic(simcloud: SimCloud, tenant: Tena
             simcloud.create(tenant)
     else:
         assert simcloud.create(tenant)[0] == 500
-    assert sorted(leak["kind"] for leak in leaks(simcloud, tenant)) == ["disk", "nic"]
+    (broken,) = simcloud.listed(tenant)
+    assert simcloud.state(tenant, broken) == "Failed"
+    assert leaks(simcloud, tenant) == []
 
 
 def leaks(simcloud: SimCloud, tenant: Tenant) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,11 @@ CREATE TABLE IF NOT EXISTS parts (
     PRIMARY KEY (machine_id, kind)) WITHOUT ROWID;
 """
 
-INSERT_MACHINE = "INSERT INTO machines VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_MACHINE = "INSERT OR REPLACE INTO machines VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 INSERT_PART = "INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?)"
 PARTS = (Step.DISK, Step.NIC)
+BROKE_OFF = "the create broke off"
+"""What is said of a machine of which only parts were made; a create with its token goes on with it."""
 BUSY_SECONDS = 5.0
 """How long a writer waits for a reader of the file that came in from outside."""
 
@@ -149,22 +152,23 @@ class Ledger:
         """
         now = self.now()
         with self._transaction():
-            machine_id = f"sim-{secrets.token_hex(8)}"
+            machine_id, known = f"sim-{secrets.token_hex(8)}", None
             if spec.token is not None:
                 machine_id = self._claim_token(tenant, spec, machine_id)
-                if (known := self._machine(tenant, machine_id)) is not None:
-                    if now >= known.gone_at:
-                        raise Refused(410, "TokenSpent", f"the machine of this token, {known.id}, is gone")
+                known = self._machine(tenant, machine_id)
+                if known is not None and now >= known.gone_at:
+                    raise Refused(410, "TokenSpent", f"the machine of this token, {known.id}, is gone")
+                if known is not None and (known.fail_message != BROKE_OFF or known.delete_at < FOREVER):
                     return known, False
             self._check_quota(tenant, now)
             build = plan_build(self._next_slot(tenant, now), self._settings.create_seconds, fate)
             for part in PARTS[: fate.steps_done]:
                 made_at = build.part_at(part) if fate.steps_done is None else now
                 self._db.execute(INSERT_PART, (machine_id, part, tenant, made_at, build.gone_at))
-            if fate.steps_done is not None:
+            if fate.steps_done == 0:
                 return None, True
             machine = Machine(
-                seq=self._next_seq(),
+                seq=known.seq if known is not None else self._next_seq(),
                 id=machine_id,
                 tenant=tenant,
                 token=spec.token,
@@ -182,9 +186,12 @@ class Ledger:
                 gone_at=build.gone_at,
                 ended_by="vanished",
             )
+            if fate.steps_done is not None:
+                # What was made is seen, and can be deleted: as a machine that has failed, and never ran.
+                machine = replace(machine, boot_at=now, never_ready=1, fail_at=now, fail_message=BROKE_OFF)
             self._db.execute(INSERT_MACHINE, _row(machine))
             self._index_tags(machine.seq, spec.tags)
-        return machine, True
+        return (None if fate.steps_done is not None else machine), True
 
     def get(self, tenant: str, machine_id: str) -> Machine | None:
         """Return a machine of this tenant, or None when there is none or it is gone."""

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 ANY = "*"
+STEP_PREFIX = "step "
+"""Signatures of the cloud's own sub-steps, such as ``step nic``: no call names them, the cloud itself breaks there."""
 
 
 class Point(StrEnum):
@@ -62,12 +64,21 @@ class Kind(StrEnum):
     """200 and no items."""
     PARTIAL = "partial"
     """200 and half of the items, said to be all."""
+    # The cloud's sub-steps. For these a kill before is one while the cloud is at it, a kill after commit one before
+    # anybody hears that the create broke off behind it; an answer, or a reset, breaks the create off there too, and
+    # what was made by then stays.
+    NEVER = "never"
+    """The sub-step never ends, and nobody says so."""
+    FAIL = "fail"
+    """The sub-step fails behind an answer that all is well: the machine becomes Failed."""
 
 
 WATCH_KINDS = frozenset(
     {Kind.FREEZE, Kind.FREEZE_EVENTS, Kind.HOLD, Kind.DROP, Kind.TWICE, Kind.REPLAY, Kind.ERROR, Kind.CUT}
 )
 LIST_KINDS = frozenset({Kind.STALE, Kind.EMPTY, Kind.PARTIAL})
+STEP_ONLY_KINDS = frozenset({Kind.NEVER, Kind.FAIL})
+STEP_KINDS = STEP_ONLY_KINDS | {Kind.KILL, Kind.ANSWER, Kind.RESET, Kind.DELAY}
 NEEDS_STATUS = frozenset({Kind.ANSWER, Kind.ERROR})
 NEEDS_SECONDS = frozenset({Kind.HANG, Kind.DELAY, Kind.FREEZE, Kind.FREEZE_EVENTS, Kind.HOLD})
 
@@ -84,6 +95,13 @@ class Trigger(_Shape):
     signature: str
     occurrence: Annotated[int, Field(ge=1)] = 1
     replica: str = ANY
+    call: str = ""
+    """Of a sub-step: the signature of the call that it is part of, where the gate has to act on that one."""
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it is a sub-step of the cloud."""
+        return self.signature.startswith(STEP_PREFIX)
 
 
 class Action(_Shape):
@@ -120,14 +138,61 @@ class Fault(_Shape):
     trigger: Trigger
     action: Action
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        kind = self.action.kind
+        if kind in STEP_ONLY_KINDS and not self.trigger.is_step:
+            raise ValueError(f"{kind} is for sub-steps")
+        if self.trigger.is_step and kind not in STEP_KINDS:
+            raise ValueError(f"{kind} cannot happen inside the cloud")
+        if self.trigger.is_step and kind == Kind.KILL and self.action.point == Point.REPLIED:
+            raise ValueError("a create is answered before its sub-steps are over")
+        if self.needs_call and not self.trigger.call:
+            raise ValueError("a kill that follows a sub-step needs its call")
+        return self
+
+    @property
+    def needs_call(self) -> bool:
+        """Whether the gate kills at the call whose sub-step breaks."""
+        return self.trigger.is_step and self.action.kind == Kind.KILL and self.action.point == Point.COMMITTED
+
 
 class Plan(_Shape):
-    """What goes wrong in one trial; each fault is armed when the one before it has come."""
+    """What goes wrong in one trial; each fault is armed when the one before it has come.
+
+    One of a sub-step comes last.
+    """
 
     version: Literal[1] = 1
     scenario: str = ""
     seed: int = 0
     faults: tuple[Fault, ...] = ()
+
+    @model_validator(mode="after")
+    def _steps_last(self) -> Self:
+        if any(fault.trigger.is_step for fault in self.faults[:-1]):
+            raise ValueError("a fault of a sub-step comes last")
+        if len(self.faults) > 1 and self.faults[-1].needs_call:
+            # The cloud and the gate would have to count the same calls from a moment that neither knows of the other.
+            raise ValueError("a kill that follows a sub-step stands alone")
+        return self
+
+    @property
+    def in_cloud(self) -> Fault | None:
+        """What goes wrong inside the cloud; None: nothing does."""
+        return self.faults[-1] if self.faults and self.faults[-1].trigger.is_step else None
+
+    @property
+    def at_gate(self) -> "Plan":
+        """The part that the gate has to do."""
+        fault = self.in_cloud
+        if fault is None:
+            return self
+        rest = self.faults[:-1]
+        if fault.needs_call:
+            where = Trigger(signature=fault.trigger.call, occurrence=fault.trigger.occurrence)
+            rest = (*rest, Fault(trigger=where, action=fault.action))
+        return self.model_copy(update={"faults": rest})
 
 
 @dataclass

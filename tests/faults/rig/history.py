@@ -103,6 +103,11 @@ class Recorder:
             version.plural == plural and (plural, version.uid) in self._latest for version in self._versions[namespace]
         )
 
+    def latest(self, namespace: str) -> list[Version]:
+        """The objects that are there, as far as the watch has told."""
+        newest: dict[str, Version] = {version.uid: version for version in self._versions[namespace]}
+        return [version for version in newest.values() if version.event != "DELETED"]
+
     def forget(self, namespace: str) -> None:
         """Let go of a namespace's history."""
         self._versions.pop(namespace, None)

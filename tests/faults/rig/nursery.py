@@ -16,12 +16,31 @@ from typing import Any
 
 ROOT = Path(__file__).parents[3]
 CONFIG_PREFIX = "VMPOOL_"
+OPERATOR, GATEWAY = "operator", "gateway"
+"""What a child can become."""
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): which signal a process gets when its parent ends."""
 
 
+def _operator() -> None:
+    from vmpool.rim.process import run_operator
+    from vmpool.settings import Settings
+
+    run_operator(Settings())
+
+
+def _gateway() -> None:
+    from vmpool.gateway.process import run_gateway
+    from vmpool.settings import GatewaySettings, Settings
+
+    run_gateway(Settings(), GatewaySettings())
+
+
+_PROGRAMS = {OPERATOR: _operator, GATEWAY: _gateway}
+
+
 def _child(asked: dict[str, Any]) -> None:
-    """Become an operator; never returns."""
+    """Become what was asked for; never returns."""
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     # However the trials end, no operator outlives them.
@@ -35,11 +54,8 @@ def _child(asked: dict[str, Any]) -> None:
     os.environ.update(asked["environment"])
     # What ran so far has nothing to give back to a child.
     gc.enable()
-    from vmpool.rim.process import run_operator
-    from vmpool.settings import Settings
-
     try:
-        run_operator(Settings())
+        _PROGRAMS[asked.get("program", OPERATOR)]()
     except SystemExit as end:
         sys.stdout.flush()
         os._exit(end.code if isinstance(end.code, int) else 1)
@@ -85,13 +101,16 @@ class Nursery:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(10)
+        self._process.stdout.close()
 
-    def start(self, log: Path, environment: dict[str, str]) -> int:
-        """Fork an operator with these settings; return its process id."""
+    def start(self, log: Path, environment: dict[str, str], program: str = OPERATOR) -> int:
+        """Fork an operator, or another program, with these settings; return its process id."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"log": str(log), "environment": environment}) + "\n")
+        asked = {"log": str(log), "environment": environment, "program": program}
+        self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
         return int(self._answer()["pid"])
 

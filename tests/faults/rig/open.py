@@ -15,6 +15,7 @@ from rich.console import Console
 from tests.api import REQUEST_TIMEOUT_SECONDS, Api
 from tests.clouds import FAST, SimCloud
 from tests.faults.gate.client import GateProcess
+from tests.faults.rig.account import make_account
 from tests.faults.rig.history import Recorder
 from tests.faults.rig.nursery import Nursery
 from tests.faults.rig.trial import Rig
@@ -33,6 +34,7 @@ async def rig() -> AsyncIterator[Rig]:
         nursery = stack.enter_context(Nursery())
         plane = stack.enter_context(throwaway_plane(binaries))
         install_crds(kubectl_of(plane))
+        account = make_account(kubectl_of(plane), plane, folder)
         cloud = SimCloud(folder, *FAST)
         cloud.start()
         stack.callback(cloud.stop)
@@ -61,4 +63,5 @@ async def rig() -> AsyncIterator[Rig]:
             nursery=nursery,
             recorder=recorder,
             folder=folder,
+            account=account,
         )

@@ -58,6 +58,12 @@ class Replica:
         await until(lambda: not self.pid or state_of(self.pid) in {"", "Z", "X"}, what=f"replica {self.name} is gone")
         self.pid = 0
 
+    @property
+    def leads(self) -> bool:
+        """Whether its present life has the lease and its first lists."""
+        log = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return state_of(self.pid) not in {"", "Z", "X"} and '"engine_ready"' in log.rpartition('"operator_starts"')[2]
+
     def send(self, number: signal.Signals) -> None:
         """Send its process a signal, if there is one."""
         if self.pid:

@@ -17,7 +17,9 @@ from tests.clouds import SimCloud
 from tests.crash.site import Site
 from tests.faults.gate.client import GatedTrial
 from tests.faults.gate.plan import Plan
+from tests.faults.rig.account import Account
 from tests.faults.rig.history import KINDS, Recorder, Version
+from tests.faults.rig.inside import ArmingSite, Inside
 from tests.faults.rig.nursery import Nursery
 from tests.faults.rig.replica import Replica
 from tests.operators import FAST
@@ -73,6 +75,7 @@ class Evidence:
     """Disks and nics without a machine."""
     trace: list[dict[str, Any]]
     events: list[tuple[float, str, str, int]]
+    """When, from where, what, and which one of these: of watches, and of sub-steps that the cloud has done."""
     failure: str
     """Why the scenario did not come to its end; empty: it did."""
     seconds: float
@@ -104,6 +107,8 @@ class Rig:
     nursery: Nursery
     recorder: Recorder
     folder: Path
+    account: Account
+    """The operator's."""
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
     async def trial(self, scenario: Scenario, plan: Plan) -> Evidence:
@@ -114,12 +119,24 @@ class Rig:
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         (await self.api.call("POST", "/api/v1/namespaces", body)).ok()
         gated = GatedTrial(self.gate, name)
-        await gated.begin(plan, {"api": self.plane.url, "cloud": self.cloud.url}, ["a"])
-        site = Site(self.api, name, self.cloud, self.cloud.tenant(), endpoint=gated.url("a", "cloud"))
-        replica = self._replica(gated, site, folder, scenario)
+        await self.account.admit(self.api, name)
+        await gated.begin(plan.at_gate, {"api": self.plane.url, "cloud": self.cloud.url}, ["a"])
+        tenant = self.cloud.tenant()
+        inside = Inside(plan, self.cloud, tenant, gated)
+        site = ArmingSite(
+            self.api,
+            name,
+            self.cloud,
+            tenant,
+            endpoint=gated.url("a", "cloud"),
+            arm=inside.build,
+            patient=inside.needs_patience,
+        )
+        replica = inside.replica = self._replica(gated, site, folder, scenario)
         began, failure = time.monotonic(), ""
         try:
             await replica.start()
+            await inside.before()
             async with asyncio.timeout(SCENARIO_SECONDS):
                 await scenario.run(site)
         except (AssertionError, TimeoutError) as error:
@@ -129,13 +146,14 @@ class Rig:
         seconds = time.monotonic() - began
         ended = (await gated.state())["now"]
         if not failure:
-            failure = await self._quiet(gated)
+            failure = await self._quiet(gated, replica, site.namespace)
         await replica.stop(signal.SIGKILL)
-        return await self._evidence(plan, site, gated, replica, (failure, seconds, ended))
+        await inside.close()
+        return await self._evidence(inside, site, gated, replica, (failure, seconds, ended))
 
     def _replica(self, gated: GatedTrial, site: Site, folder: Path, scenario: Scenario) -> Replica:
         kubeconfig = folder / "kubeconfig"
-        kubeconfig.write_text(self.plane.kubeconfig.read_text().replace(self.plane.url, gated.url("a", "api")))
+        kubeconfig.write_text(self.account.kubeconfig.replace(self.plane.url, gated.url("a", "api")))
 
         async def died() -> None:
             # Who leads next need not wait: these trials are about writes, not about the lease.
@@ -150,20 +168,24 @@ class Rig:
         }
         return Replica("a", self.nursery, folder / "operator.log", settings, gated.runs, died)
 
-    async def _quiet(self, gated: GatedTrial) -> str:
+    async def _quiet(self, gated: GatedTrial, replica: Replica, namespace: str) -> str:
         """Wait until nothing is written, or broken, any more; return what is wrong if that does not come."""
         writes, since, end = -1, 0.0, time.monotonic() + QUIET_DEADLINE
         while time.monotonic() < end:
             state = await gated.state()
-            if state["writes"] != writes or state["inHand"]:
+            if state["writes"] != writes or state["inHand"] or not self._at_rest(replica, namespace):
                 writes, since = state["writes"], time.monotonic()
             if time.monotonic() - since >= QUIET_SECONDS:
                 return ""
             await asyncio.sleep(QUIET_LOOK_SECONDS)
-        return f"still writing {QUIET_DEADLINE:g} s after its end"
+        return f"still at work {QUIET_DEADLINE:g} s after its end"
+
+    def _at_rest(self, replica: Replica, namespace: str) -> bool:
+        """Whether a process leads that could still do something, and nothing is on its way out."""
+        return replica.leads and not any(map(_leaves, self.recorder.latest(namespace)))
 
     async def _evidence(
-        self, plan: Plan, site: Site, gated: GatedTrial, replica: Replica, came_to: tuple[str, float, float]
+        self, inside: Inside, site: Site, gated: GatedTrial, replica: Replica, came_to: tuple[str, float, float]
     ) -> Evidence:
         failure, seconds, ended = came_to
         told = await gated.trace()
@@ -172,22 +194,23 @@ class Rig:
         ledger = await asyncio.to_thread(self.cloud.ledger)
         mine = [machine for machine in ledger["machines"] if machine["tenant"] == site.tenant.name]
         maps = await self.api.kind("configmaps", site.namespace, api="/api/v1").get(keys.IDENTITY_CONFIGMAP)
-        met_at = told["metAt"]
+        began_at = told["beganAt"]
+        came = [at for at in (told["metAt"], inside.came_at and inside.came_at - began_at) if at is not None]
         evidence = Evidence(
-            plan=plan,
+            plan=inside.plan,
             history=history,
             machines=mine,
             leaked=[part for part in ledger["leaked"] if part["tenant"] == site.tenant.name],
-            trace=told["trace"],
-            events=[tuple(event) for event in told["events"]],
+            trace=sorted((*told["trace"], *inside.entries(began_at)), key=lambda entry: float(entry["at"])),
+            events=[*(tuple(event) for event in told["events"]), *inside.events(began_at)],
             failure=failure,
             seconds=seconds,
-            converged_after=ended - met_at if met_at is not None else 0.0,
+            converged_after=ended - max(came) if came else 0.0,
             lives=replica.lives,
-            met=told["met"],
+            met=told["met"] and inside.met(told["trace"], began_at),
             log=replica.log.read_text() if replica.log.exists() else "",
             install_id=maps.body.get("data", {}).get("installId", ""),
-            began_at=told["beganAt"],
+            began_at=began_at,
             ended=ended,
             looked=told["now"],
             canaries=(site.tenant.key,),
@@ -213,6 +236,13 @@ class Rig:
             await until(partial(_empty, objects), what=f"no {plural} are left")
         await self.api.call("DELETE", f"/api/v1/namespaces/{namespace}/secrets")
         await self.api.kind("leases", namespace, api=LEASES).delete(keys.LEASE_NAME)
+        await self.account.dismiss(self.api, namespace)
+
+
+def _leaves(version: Version) -> bool:
+    """Whether an object is on its way out."""
+    ended = version.plural == "pooledvms" and (version.object.get("status") or {}).get("phase") == "Completed"
+    return ended or bool(version.object["metadata"].get("deletionTimestamp"))
 
 
 async def _empty(objects: Any) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tests.faults.gate.plan import Action, Kind, Point
+from tests.faults.gate.plan import STEP_PREFIX, Action, Kind, Point
 
 HANG_SECONDS: Final = 3.0
 HELD_SECONDS: Final = 4.0
@@ -71,12 +71,31 @@ def list_faults() -> list[Action]:
     ]
 
 
+def step_faults() -> list[Action]:
+    """Everything that can go wrong with one sub-step of making a machine."""
+    return [
+        *(Action(kind=Kind.KILL, point=point) for point in (Point.BEFORE, Point.COMMITTED)),
+        *(Action(kind=Kind.ANSWER, status=status) for status in (403, 500, 503)),
+        Action(kind=Kind.ANSWER, status=429, retry_after=1),
+        *(Action(kind=Kind.ANSWER, point=Point.COMMITTED, status=status) for status in (500, 504)),
+        Action(kind=Kind.RESET, point=Point.COMMITTED),
+        Action(kind=Kind.DELAY, seconds=HANG_SECONDS),
+        Action(kind=Kind.NEVER),
+        Action(kind=Kind.FAIL),
+    ]
+
+
+def end_faults() -> list[Action]:
+    """Everything that can go wrong with a deletion after it was accepted."""
+    return [Action(kind=Kind.NEVER)]
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
     """Where something can go wrong in a scenario."""
 
     sort: str
-    """write, cloud, event or list."""
+    """write, cloud, event or list; step for a sub-step of making a machine, end for that of a deletion."""
     signature: str
     occurrences: int
     """How often it comes in every clean run."""
@@ -87,13 +106,17 @@ FAULTS: Final[Mapping[str, list[Action]]] = {
     "cloud": cloud_faults(),
     "event": watch_faults(),
     "list": list_faults(),
+    "step": step_faults(),
+    "end": end_faults(),
 }
+END = f"{STEP_PREFIX}gone"
 
 
 def places(runs: Sequence[Mapping[str, Any]]) -> tuple[list[Place], list[str]]:
     """Return the places that every clean run has, and the signatures that only some have.
 
-    ``runs`` are traces as the gate tells them: calls under ``trace``, events under ``events``.
+    ``runs`` are traces as the gate tells them: calls under ``trace``, events under ``events``, and among these what the
+    cloud has done.
     """
     found = [_counts(run) for run in runs]
     every = set.intersection(*(set(counts) for counts in found))
@@ -112,6 +135,9 @@ def _counts(run: Mapping[str, Any]) -> Counter[tuple[str, str]]:
             counts["list", entry["signature"]] += 1
     for signature in _caused(run["events"], [entry["at"] for entry in writes if entry["far"] == "api"]):
         counts["event", signature] += 1
+    for _, _, signature, _ in run["events"]:
+        if signature.startswith(STEP_PREFIX):
+            counts["end" if signature == END else "step", signature] += 1
     return counts
 
 
@@ -122,5 +148,5 @@ def _ours(plural: str) -> bool:
 def _caused(events: Iterable[Sequence[Any]], writes: Sequence[float]) -> Iterator[str]:
     """The events that a write followed: to break another one changes nothing that anybody does."""
     for at, _, signature, _ in events:
-        if any(at <= written <= at + CAUSED_SECONDS for written in writes):
+        if not signature.startswith(STEP_PREFIX) and any(at <= written <= at + CAUSED_SECONDS for written in writes):
             yield signature

@@ -10,6 +10,12 @@ from tests.faults.trials.catalogue import FAULTS, Place
 
 Places = Mapping[str, Sequence[Place]]
 """The places of each scenario."""
+CREATES = "cloud create machines"
+FIRST = frozenset({"write", "cloud", "event"})
+SECOND = frozenset({"step", "end"})
+"""Sorts of places for double faults: these come second only."""
+ALONE = frozenset({"kill-committed"})
+"""Faults of sub-steps in which the gate has a part: they do not come second."""
 
 
 def singles(scenario: str, places: Sequence[Place]) -> Iterator[Plan]:
@@ -18,11 +24,18 @@ def singles(scenario: str, places: Sequence[Place]) -> Iterator[Plan]:
         for action in FAULTS[place.sort]:
             name = f"{scenario}|{place.signature}|{action.name}"
             occurrence = zlib.crc32(name.encode()) % place.occurrences + 1
-            fault = Fault(trigger=Trigger(signature=place.signature, occurrence=occurrence), action=action)
+            call = _call_of(places) if place.sort == "step" else ""
+            trigger = Trigger(signature=place.signature, occurrence=occurrence, call=call)
+            fault = Fault(trigger=trigger, action=action)
             if place.sort == "list":
                 yield from _second_list(scenario, places, fault, name)
             else:
                 yield Plan(scenario=scenario, faults=(fault,))
+
+
+def _call_of(places: Sequence[Place]) -> str:
+    """The call that makes a machine. Raises StopIteration: there are sub-steps of nothing."""
+    return next(place.signature for place in places if place.signature.startswith(CREATES))
 
 
 def _second_list(scenario: str, places: Sequence[Place], fault: Fault, name: str) -> Iterator[Plan]:
@@ -54,14 +67,18 @@ def is_single(plan: Plan) -> bool:
 
 
 def double(seed: int, places: Places) -> Plan:
-    """Two faults, chosen by the seed."""
+    """Two faults, chosen by the seed; only the second may be inside the cloud."""
     dice = random.Random(seed)
     scenario = dice.choice(sorted(places))
-    faults = []
-    for _ in range(2):
-        place = dice.choice([one for one in places[scenario] if one.sort != "list"])
-        trigger = Trigger(signature=place.signature, occurrence=dice.randint(1, place.occurrences))
-        faults.append(Fault(trigger=trigger, action=dice.choice(FAULTS[place.sort])))
+    faults: list[Fault] = []
+    for sorts in (FIRST, FIRST | SECOND):
+        place = dice.choice([one for one in places[scenario] if one.sort in sorts])
+        inside = place.sort in SECOND
+        # From the first fault on the cloud counts anew, and the next one is there for sure.
+        occurrence = 1 if inside else dice.randint(1, place.occurrences)
+        actions = [one for one in FAULTS[place.sort] if not inside or one.name not in ALONE]
+        trigger = Trigger(signature=place.signature, occurrence=occurrence)
+        faults.append(Fault(trigger=trigger, action=dice.choice(actions)))
     return Plan(scenario=scenario, seed=seed, faults=tuple(faults))
 
 
