@@ -241,7 +241,7 @@ class Machine:
     def document(self, now: float) -> dict[str, Any]:
         """Return what its tenant sees of it."""
         state = self.state(now)
-        booted = not self.never_ready and now >= self.boot_at
+        booted = not self.never_ready and self.boot_at <= min(now, self.gone_at)
         return {
             "id": self.id,
             "name": self.name,
