@@ -44,6 +44,7 @@ def main() -> int:
     parser.add_argument("--scenario", action="append", choices=sorted(SCENARIOS), help="only these")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--count", type=int, default=10_000, help="trials at most")
+    parser.add_argument("--fresh", action="store_true", help="learn: forget the places that were known")
     parser.add_argument("--state", type=Path, default=STATE, help="what has been run")
     given = parser.parse_args()
     if given.what == "report":
@@ -63,7 +64,8 @@ async def _run(given: argparse.Namespace) -> int:
         if given.what == "learn" or not places:
             places = await runner.learn(names)
         if given.what == "learn":
-            _write_places(known | {name: [astuple(one) for one in those] for name, those in places.items()})
+            fresh = {name: [astuple(one) for one in those] for name, those in places.items()}
+            _write_places(known | fresh if given.fresh else _joined(known, fresh))
             return 0
         plans = _plans(given, places, runner.state)
         _tell(f"{len(plans)} trials to run")
@@ -98,6 +100,19 @@ async def _replay(given: argparse.Namespace) -> int:
 
 def _places_of_file() -> dict[str, list[tuple[str, str, int]]]:
     return {name: [tuple(one) for one in those] for name, those in json.loads(PLACES.read_text()).items()}
+
+
+def _joined(
+    known: Mapping[str, Sequence[tuple[str, str, int]]], fresh: Mapping[str, Sequence[tuple[str, str, int]]]
+) -> dict[str, list[tuple[str, str, int]]]:
+    """Add what was found now to what was found before: what differs from run to run is a place all the same."""
+    joined = {}
+    for name in sorted({*known, *fresh}):
+        counts: dict[tuple[str, str], int] = {}
+        for sort, signature, occurrences in (*known.get(name, ()), *fresh.get(name, ())):
+            counts[sort, signature] = min(occurrences, counts.get((sort, signature), occurrences))
+        joined[name] = sorted((*place, occurrences) for place, occurrences in counts.items())
+    return joined
 
 
 def _write_places(places: Mapping[str, Sequence[tuple[object, ...]]]) -> None:

@@ -8,7 +8,7 @@ import typer
 import yaml
 
 from vmpool.api.keys import GROUP
-from vmpool.cli import metricspage, reference
+from vmpool.cli import chart, metricspage, reference
 from vmpool.plan.crds import definitions
 
 ROOT: Final = Path(__file__).resolve().parents[3]
@@ -19,8 +19,10 @@ YAML_WIDTH: Final = 110
 
 def outputs() -> Mapping[str, str]:
     """Return the text of every generated file, by its path from the repository's root."""
+    crds = {name: as_yaml(definition) for name, definition in definitions().items()}
     return {
-        **{f"{CRDS}/{name}": as_yaml(definition) for name, definition in definitions().items()},
+        **{f"{CRDS}/{name}": text for name, text in crds.items()},
+        **chart.outputs(ROOT, crds),
         "docs/reference/kinds.md": reference.kinds_page(),
         "docs/reference/lifecycle.md": reference.lifecycle_page(),
         "docs/reference/metrics.md": metricspage.metrics_page(),
@@ -54,7 +56,7 @@ def write(root: Path) -> list[str]:
 
 
 def _present(root: Path) -> list[str]:
-    return [f"{CRDS}/{file.name}" for file in (root / CRDS).glob(f"*.{GROUP}.yaml")]
+    return [*(f"{CRDS}/{file.name}" for file in (root / CRDS).glob(f"*.{GROUP}.yaml")), *chart.present(root)]
 
 
 def _read(file: Path) -> str | None:
@@ -64,7 +66,7 @@ def _read(file: Path) -> str | None:
 def main(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 if a file is stale.")] = False,
 ) -> None:
-    """Write the files that are made from the code: definitions of our kinds and reference pages."""
+    """Write the files that are made from the code: definitions of our kinds, reference pages, files of the chart."""
     found = stale(ROOT) if check else write(ROOT)
     for path in found:
         print(f"stale: {path}" if check else f"written: {path}")

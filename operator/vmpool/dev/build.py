@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmpool.dev.binaries import MODULE, NAMES, Binaries, cache_folder, cached_folder, find, missing_in
+from vmpool.dev.binaries import MODULE, Binaries, cache_folder, cached_folder, find, missing_in
 from vmpool.dev.errors import BuildFailed
 from vmpool.dev.files import draft_of, locked
 from vmpool.dev.progress import Progress
@@ -34,6 +34,21 @@ class Target:
     seconds: int
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Programs that are built from one Go module of ours, whose ``go.mod`` and ``go.sum`` pin all that goes in."""
+
+    what: str
+    module: Path
+    targets: tuple[Target, ...]
+    flags: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the programs, in the order in which they are built."""
+        return tuple(target.name for target in self.targets)
+
+
 TARGETS = (
     Target("etcd", "go.etcd.io/etcd/server/v3", 45),
     Target("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", 230),
@@ -51,14 +66,26 @@ def ensure(environ: Mapping[str, str], progress: Progress) -> Binaries:
     found = find(environ)
     if found is not None:
         return found
+    version = kubernetes_version((MODULE / "go.mod").read_text())
+    recipe = Recipe(f"Kubernetes {version}", MODULE, TARGETS, linker_flags(version))
     folder = cached_folder(environ)
+    build_missing(recipe, folder, environ, progress)
+    return Binaries(folder)
+
+
+def build_missing(recipe: Recipe, folder: Path, environ: Mapping[str, str], progress: Progress) -> None:
+    """Build those of a recipe's programs that are not in ``folder``.
+
+    Raises BuildFailed, and Busy when another build holds the lock for longer than any should take.
+    """
+    if not missing_in(folder, recipe.names):
+        return
     with locked(
         folder / "build.lock",
         deadline=BUILD_DEADLINE_SECONDS,
-        on_wait=lambda: progress.note("another process builds the control plane; waiting for it"),
+        on_wait=lambda: progress.note(f"another process builds {recipe.what}; waiting for it"),
     ):
-        _build_missing(folder, environ, progress)
-    return Binaries(folder)
+        _build_missing(recipe, folder, environ, progress)
 
 
 def kubernetes_version(go_mod: str) -> str:
@@ -75,10 +102,10 @@ def linker_flags(version: str) -> str:
     return f"-s -w -X {prefix}.gitVersion={version} -X {prefix}.gitMajor={major} -X {prefix}.gitMinor={minor}"
 
 
-def describe(missing: Sequence[str], name: str, elapsed: float) -> str:
+def describe(missing: Sequence[str], name: str, elapsed: float, targets: Sequence[Target] = TARGETS) -> str:
     """One line of progress: which binary, its place among the missing ones, seconds so far, an estimate."""
     place = missing.index(name)
-    usual = {target.name: target.seconds for target in TARGETS}
+    usual = {target.name: target.seconds for target in targets}
     pace = "usually about" if elapsed <= usual[name] else "longer than the usual"
     line = f"building {name} ({place + 1} of {len(missing)}): {elapsed:.0f} s, {pace} {usual[name]} s"
     rest = sum(usual[later] for later in missing[place + 1 :])
@@ -89,24 +116,22 @@ def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def _build_missing(folder: Path, environ: Mapping[str, str], progress: Progress) -> None:
+def _build_missing(recipe: Recipe, folder: Path, environ: Mapping[str, str], progress: Progress) -> None:
     source = folder / "source"
     source.mkdir(parents=True, exist_ok=True)
     for name in ("go.mod", "go.sum"):
-        shutil.copyfile(MODULE / name, source / name)
+        shutil.copyfile(recipe.module / name, source / name)
     for draft in folder.glob(".*.draft"):
         draft.unlink()
-    go_mod = (source / "go.mod").read_text()
-    missing = missing_in(folder, NAMES)
+    missing = missing_in(folder, recipe.names)
     if not missing:
         return
-    go = ensure_go(go_mod, cache_folder(environ), environ, progress)
-    version = kubernetes_version(go_mod)
+    go = ensure_go((source / "go.mod").read_text(), cache_folder(environ), environ, progress)
     begin = time.monotonic()
-    progress.note(f"building Kubernetes {version} with {go} into {folder}; this happens once")
-    for target in TARGETS:
+    progress.note(f"building {recipe.what} with {go} into {folder}; this happens once")
+    for target in recipe.targets:
         if target.name in missing:
-            _build(target, missing, _Job(go, source, folder, environ, linker_flags(version)), progress)
+            _build(target, missing, _Job(go, source, folder, environ, recipe), progress)
     progress.note(f"built {', '.join(missing)} in {_minutes(time.monotonic() - begin)}")
 
 
@@ -116,13 +141,13 @@ class _Job:
     source: Path
     folder: Path
     environ: Mapping[str, str]
-    flags: str
+    recipe: Recipe
 
     def start(self, target: Target, draft: Path, log: Path) -> subprocess.Popen[bytes]:
         # A GOROOT that belongs to the Go on PATH would mislead the one from the wheel; each knows its own.
         inherited = {name: value for name, value in self.environ.items() if name != "GOROOT"}
         own = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off", "GOFLAGS": "-mod=readonly"}
-        argv = [str(self.go), "build", "-trimpath", "-ldflags", self.flags, "-o", str(draft), target.package]
+        argv = [str(self.go), "build", "-trimpath", "-ldflags", self.recipe.flags, "-o", str(draft), target.package]
         with log.open("wb") as output:
             return subprocess.Popen(
                 argv,
@@ -138,13 +163,14 @@ def _build(target: Target, missing: Sequence[str], job: _Job, progress: Progress
     draft = draft_of(job.folder / target.name)
     log = job.folder / f"{target.name}.build.log"
     begin = time.monotonic()
-    with progress.live(describe(missing, target.name, 0)) as change, job.start(target, draft, log) as process:
+    targets = job.recipe.targets
+    with progress.live(describe(missing, target.name, 0, targets)) as change, job.start(target, draft, log) as process:
         try:
             while process.poll() is None:
                 elapsed = time.monotonic() - begin
                 if elapsed > BUILD_DEADLINE_SECONDS:
                     raise BuildFailed(f"{target.name} was not built within {BUILD_DEADLINE_SECONDS:g} s; see {log}")
-                change(describe(missing, target.name, elapsed))
+                change(describe(missing, target.name, elapsed, targets))
                 _wait(process, POLL_SECONDS)
         finally:
             process.terminate()
