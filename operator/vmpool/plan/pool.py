@@ -198,7 +198,7 @@ def _create_bounds(
     replaced = sum(1 for vm in seen.vms if vm.phase == Phase.COMPLETED and vm.reason in REPLACED)
     if stale or replaced:
         most = _bounds(seen)[0] + seen.waiting
-        bounds.append((most - len(live) - creating - replaced, "update.maxSurge is reached"))
+        bounds.append((most - len(live) - len(failing) - creating - replaced, "update.maxSurge is reached"))
     if now < reset_until(seen, now):
         bounds.append((0, "spec.resetBefore is this very second"))
     if seen.poison is not None and is_poison(seen.poison, seen.poison_limit):

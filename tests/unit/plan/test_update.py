@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.plan.simulator import Script, World, settle
 from tests.unit.plan.worlds import (
+    BROKEN,
     EAST,
     NEW,
     NOW,
@@ -128,6 +129,15 @@ def test_machines_that_are_being_destroyed_take_their_share_of_the_surge() -> No
     gone = [vm(f"gone{n}", Phase.COMPLETED, reason=Reason.TEMPLATE_CHANGED) for n in range(2)]
     of = spec(replicas=4, update={"maxSurge": 2, "maxUnavailable": 1})
     plan = plan_pool(snapshot(*full(4), *gone, of=of), NOW)
+    assert not of_kind(plan, CreateVM)
+    assert plan.held_back == "update.maxSurge is reached"
+
+
+def test_a_failing_replacement_takes_its_share_of_the_surge_until_its_failure_is_written() -> None:
+    of = spec(replicas=2, update={"maxSurge": 1, "maxUnavailable": 0})
+    late = vm("late", Phase.PENDING, digest=NEW)
+    stock = snapshot(*(vm(f"r{n}", digest=OLD) for n in range(2)), late, of=of, sights={"uid-late": BROKEN})
+    plan = plan_pool(stock, NOW)
     assert not of_kind(plan, CreateVM)
     assert plan.held_back == "update.maxSurge is reached"
 
