@@ -119,14 +119,14 @@ def lost_race_taken_for_won(patch: Patch) -> None:
 
 PLANTED: dict[Callable[[Patch], None], range] = {
     destroyed_without_completed: range(5),
-    created_without_token: range(10),
+    created_without_token: range(25),
     drains_not_counted: range(20),
     object_forgotten_first: range(10),
     letter_after_the_fact: range(30),
     own_writes_not_overlaid: range(20),
     intent_without_finalizer: range(20),
-    lost_race_taken_for_won: range(230, 240),
-    finding_taken_for_binding: range(355, 365),
+    lost_race_taken_for_won: range(120, 130),
+    finding_taken_for_binding: range(20, 30),
     stragglers_ignored: range(100),
 }
 """Each mistake with the seeds within which it has to be found."""
