@@ -105,6 +105,8 @@ class ApiModel:
     objects: dict[str, dict[tuple[str, str], Json]] = field(default_factory=lambda: {plural: {} for plural in KINDS})
     calls: list[Call] = field(default_factory=list)
     _uids: int = 0
+    _past: list[tuple[int, str, str, tuple[str, str]]] = field(default_factory=list)
+    """Version, plural, type and key of what came and what went."""
     _bare: set[str] = field(default_factory=set)
     """Objects that are stored without the default of their status, as a create leaves them: the first write after it
     changes what is stored, even where it changes nothing that is shown."""
@@ -141,6 +143,8 @@ class ApiModel:
             case "GET" if place.name:
                 return 200, self._found(place)
             case "GET":
+                if query.get("resourceVersionMatch") == "Exact":
+                    return 200, self._exact(place, int(query["resourceVersion"]), int(query["limit"]))
                 return 200, self._list(place, query.get("fieldSelector", ""))
             case "POST":
                 return 201, self._create(place, orjson.loads(body or b"{}"))
@@ -166,6 +170,23 @@ class ApiModel:
         ]
         kind = KINDS[place.plural]
         return {"kind": f"{kind}List", "metadata": {"resourceVersion": str(self.version)}, "items": items}
+
+    def _exact(self, place: Place, version: int, limit: int) -> Json:
+        """The first ones of what there was at a version, by name alone, and how many more there were."""
+        there = set(self.objects[place.plural])
+        for at, plural, kind, key in reversed(self._past):
+            if at <= version:
+                break
+            if plural == place.plural:
+                (there.discard if kind == "ADDED" else there.add)(key)
+        names = sorted(key for key in there if not place.namespace or key[0] == place.namespace)
+        items = [{"metadata": {"namespace": namespace, "name": name}} for namespace, name in names[:limit]]
+        more = {"continue": "more", "remainingItemCount": len(names) - limit} if len(names) > limit else {}
+        return {
+            "kind": f"{KINDS[place.plural]}List",
+            "metadata": {"resourceVersion": str(version), **more},
+            "items": items,
+        }
 
     def _create(self, place: Place, body: Json) -> Json:
         meta = body["metadata"]
@@ -273,6 +294,8 @@ class ApiModel:
             del self.objects[plural][key]
         else:
             self.objects[plural][key] = new
+        if kind != "MODIFIED":
+            self._past.append((self.version, plural, kind, key))
         line = b'{"type":"%s","object":%s}' % (kind.encode(), orjson.dumps(new))
         self.on_event(Event(self.version, plural, kind, old, new, line))
         return new

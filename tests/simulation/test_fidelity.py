@@ -37,6 +37,8 @@ class Replay:
     namespace: str
     uids: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    lists: dict[str, str] = field(default_factory=dict)
+    """At which of the server's versions a list was made, by the model's."""
 
     async def run(self, calls: tuple[Call, ...]) -> list[str]:
         """Repeat every call in order; return where the answers differ, the first ones in each story."""
@@ -55,8 +57,11 @@ class Replay:
             # A list over all namespaces would show what the other stories have.
             path = path.replace("/v1alpha1/", f"/v1alpha1/namespaces/{self.namespace}/")
         body = self._there(json.loads(call.body)) if call.body else None
+        query = dict(call.query)
+        if "resourceVersion" in query:
+            query["resourceVersion"] = self.lists[query["resourceVersion"]]
         return await self.api.call(
-            call.method, path, body, content=call.content_type or "application/json", query=dict(call.query)
+            call.method, path, body, content=call.content_type or "application/json", query=query
         )
 
     def _there(self, body: Any) -> Any:
@@ -75,12 +80,16 @@ class Replay:
         if status >= 300:
             return _refusals_differ(model, real)
         if "items" in model:
+            self.lists[model["metadata"]["resourceVersion"]] = real["metadata"]["resourceVersion"]
             return self._lists_differ(model, real)
         if model.get("kind") == "Status":
             return "" if real.get("kind") == "Status" else "the server shows an object that is gone"
         return self._objects_differ(place_of(call.path), model, real)
 
     def _lists_differ(self, model: Json, real: Json) -> str:
+        counts = [len(one["items"]) + (one["metadata"].get("remainingItemCount") or 0) for one in (model, real)]
+        if counts[0] != counts[1]:
+            return f"the model counts {counts[0]}, the server {counts[1]}"
         mine, theirs = ({one["metadata"]["name"] for one in found["items"]} for found in (model, real))
         return "" if mine == theirs else f"the model lists {sorted(mine)}, the server {sorted(theirs)}"
 
