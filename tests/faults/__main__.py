@@ -83,8 +83,15 @@ def _plans(given: argparse.Namespace, places: Places, state: State) -> list[Plan
         return [*kept_plans(), *stratified(every, given.count, given.seed)]
     done, doubled = state.done(), state.doubles()
     left = [plan for plan in every if pair_of(plan) not in done]
+    again = state.violated()
+    first = [plan for plan in left if pair_of(plan) in again]
+    rest = [plan for plan in left if pair_of(plan) not in again]
     # One of each place before a second of any, so that a run that is cut short has seen all of it.
-    return stratified(left, len(left), 0) + [double(seed, places) for seed in range(DOUBLES) if seed not in doubled]
+    return (
+        first
+        + stratified(rest, len(rest), 0)
+        + [double(seed, places) for seed in range(DOUBLES) if seed not in doubled]
+    )
 
 
 async def _replay(given: argparse.Namespace) -> int:

@@ -69,6 +69,10 @@ class State:
         """The pairs that held; what was violated is run again, as is what did not come."""
         return {one.pair for one in self if not one.second and one.outcome is Outcome.HELD}
 
+    def violated(self) -> set[tuple[str, str, str]]:
+        """The pairs that broke a promise when they were run last."""
+        return {one.pair for one in self if not one.second and one.outcome is Outcome.VIOLATED}
+
     def doubles(self) -> set[int]:
         """The seeds of the double faults that held."""
         return {one.seed for one in self if one.second and one.outcome is Outcome.HELD}
