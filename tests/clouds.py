@@ -161,9 +161,10 @@ class SimCloud:
         """Change settings (camelCase) and return them all."""
         return dict(self._done("PUT", "/v1/settings", changes))
 
-    def ledger(self, *, machines: bool = True) -> Document:
-        """Return the whole truth."""
-        return dict(self._done("GET", f"/v1/ledger?machines={str(machines).lower()}"))
+    def ledger(self, *, machines: bool = True, tenant: str = "") -> Document:
+        """Return the whole truth, or that about one tenant."""
+        only = f"&tenant={tenant}" if tenant else ""
+        return dict(self._done("GET", f"/v1/ledger?machines={str(machines).lower()}{only}"))
 
     def fate(self, machine_id: str, fate: str) -> None:
         """Let a machine ``vanish``, ``fail`` or ``revive``."""

@@ -304,3 +304,16 @@ async def test_counts_hold_under_concurrency(simcloud: SimCloud, tenant: Tenant)
         *(asyncio.to_thread(status_of, simcloud, tenant) for _ in range(30)),
     )
     assert sorted(statuses) == [200] * 23 + [503] * 7
+
+
+def test_the_truth_about_one_tenant_is_that_and_no_more(make_simcloud: Callable[..., SimCloud]) -> None:
+    cloud = make_simcloud()
+    mine, theirs = cloud.tenant(), cloud.tenant()
+    kept = cloud.made(mine)
+    cloud.made(theirs)
+    truth = cloud.ledger(tenant=mine.name)
+    assert [machine["id"] for machine in truth["machines"]] == [kept]
+    assert (truth["made"], truth["alive"]) == (1, 1)
+    assert set(truth["highWater"]) == {mine.name}
+    assert cloud.ledger()["made"] == 2
+    assert cloud.ledger(tenant="nobody")["machines"] == []

@@ -98,7 +98,7 @@ class Site:
 
     def history(self) -> list[Json]:
         """Every machine that the tenant ever had, as the ledger tells it."""
-        return [machine for machine in self.cloud.ledger()["machines"] if machine["tenant"] == self.tenant.name]
+        return list(self.cloud.ledger(tenant=self.tenant.name)["machines"])
 
     async def objects(self) -> list[Json]:
         """Every PooledVM."""

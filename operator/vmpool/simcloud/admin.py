@@ -100,9 +100,9 @@ class Admin:
         return web.Response(status=204)
 
     async def show_ledger(self, request: web.Request) -> web.StreamResponse:
-        """Show the whole truth."""
-        now = self._ledger.now()
-        machines = self._ledger.history()
+        """Show the whole truth, or with ``tenant`` that about one of them."""
+        now, tenant = self._ledger.now(), request.query.get("tenant")
+        machines = self._ledger.history(tenant)
         alive = sum(machine.state(now) is not State.GONE for machine in machines)
         truth: dict[str, Any] = {
             "id": self._ledger.id,
@@ -112,7 +112,7 @@ class Admin:
             "alive": alive,
             "highWater": witness.high_water(machines),
             "owners": witness.owners(machines),
-            "leaked": witness.leaked(self._ledger.parts(), machines, now),
+            "leaked": witness.leaked(self._ledger.parts(tenant), machines, now),
             "requests": dict(self._cloud.requests),
         }
         if request.query.get("machines") != "false":

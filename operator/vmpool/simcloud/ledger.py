@@ -54,6 +54,7 @@ CREATE TABLE IF NOT EXISTS tags (
 CREATE TABLE IF NOT EXISTS parts (
     machine_id TEXT, kind TEXT, tenant TEXT NOT NULL, made_at REAL NOT NULL, gone_at REAL NOT NULL,
     PRIMARY KEY (machine_id, kind)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS parts_of_tenant ON parts (tenant);
 """
 
 INSERT_MACHINE = "INSERT OR REPLACE INTO machines VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -284,13 +285,23 @@ class Ledger:
             )
             self._end_parts(machine.id, disk_at=FOREVER, nic_at=FOREVER)
 
-    def history(self) -> list[Machine]:
-        """Return every machine ever made, in the order of their making."""
-        return [Machine(*row) for row in self._db.execute("SELECT * FROM machines ORDER BY seq")]
+    def history(self, tenant: str | None = None) -> list[Machine]:
+        """Return every machine ever made, in the order of their making; with ``tenant`` only its own."""
+        rows = (
+            self._db.execute("SELECT * FROM machines ORDER BY seq")
+            if tenant is None
+            else self._db.execute("SELECT * FROM machines WHERE tenant = ? ORDER BY seq", (tenant,))
+        )
+        return [Machine(*row) for row in rows]
 
-    def parts(self) -> list[Part]:
-        """Return every disk and nic ever made."""
-        return [Part(*row) for row in self._db.execute("SELECT * FROM parts")]
+    def parts(self, tenant: str | None = None) -> list[Part]:
+        """Return every disk and nic ever made; with ``tenant`` only its own."""
+        rows = (
+            self._db.execute("SELECT * FROM parts")
+            if tenant is None
+            else self._db.execute("SELECT * FROM parts WHERE tenant = ?", (tenant,))
+        )
+        return [Part(*row) for row in rows]
 
     # --- inside -------------------------------------------------------------------------------------------------
 

@@ -191,16 +191,15 @@ class Rig:
         told = await gated.trace()
         await gated.end()
         history = await self.recorder.of(site.namespace)
-        ledger = await asyncio.to_thread(self.cloud.ledger)
-        mine = [machine for machine in ledger["machines"] if machine["tenant"] == site.tenant.name]
+        ledger = await asyncio.to_thread(partial(self.cloud.ledger, tenant=site.tenant.name))
         maps = await self.api.kind("configmaps", site.namespace, api="/api/v1").get(keys.IDENTITY_CONFIGMAP)
         began_at = told["beganAt"]
         came = [at for at in (told["metAt"], inside.came_at and inside.came_at - began_at) if at is not None]
         evidence = Evidence(
             plan=inside.plan,
             history=history,
-            machines=mine,
-            leaked=[part for part in ledger["leaked"] if part["tenant"] == site.tenant.name],
+            machines=ledger["machines"],
+            leaked=ledger["leaked"],
             trace=sorted((*told["trace"], *inside.entries(began_at)), key=lambda entry: float(entry["at"])),
             events=[*(tuple(event) for event in told["events"]), *inside.events(began_at)],
             failure=failure,
