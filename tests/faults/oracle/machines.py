@@ -24,8 +24,12 @@ def no_leak(facts: Facts, terms: Terms) -> Iterator[Violation]:
     """I1: at the end each machine has its PooledVM and each PooledVM its machine, and nothing of a machine is left.
 
     A straggler that was taken in is known. A scenario that did not come to its end may have a create in flight: then
-    the object that it was made for is enough.
+    the object that it was made for is enough. And no machine is made for an object that never was.
     """
+    for machine in facts.machines:
+        if facts.made_for(machine) not in facts.objects:
+            what = f"it was made for {facts.made_for(machine) or 'nobody'}, which never was"
+            yield Violation("I1", machine.id, what, machine.created)
     there = [vm for vm in facts.of("pooledvms") if vm.exists]
     known = {machine_id_of(vm.last) for vm in there}
     uids = {vm.uid for vm in there}

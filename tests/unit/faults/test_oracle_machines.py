@@ -28,8 +28,17 @@ def test_the_number_of_a_judge_is_the_one_of_its_violations(code: str) -> None:
 
 def test_a_machine_that_no_object_knows_is_a_leak() -> None:
     story = good()
+    story.vm("lost")
     story.machine("m-lost", "lost")
+    story.remove("pooledvms", "lost")
     assert [one.subject for one in story.broken("I1")] == ["m-lost"]
+
+
+def test_a_machine_that_is_made_for_an_object_that_never_was_is_told_even_when_it_has_gone() -> None:
+    story = good()
+    story.machine("m-stray", "nobody", state="Gone", goneAt=1.0)
+    (found,) = story.broken("I1")
+    assert (found.subject, found.what) == ("m-stray", "it was made for uid-nobody, which never was")
 
 
 def test_a_machine_whose_create_was_in_flight_at_a_broken_end_is_none() -> None:
@@ -42,7 +51,9 @@ def test_a_machine_whose_create_was_in_flight_at_a_broken_end_is_none() -> None:
 
 def test_a_straggler_that_was_taken_in_is_known() -> None:
     story = good()
+    story.vm("lost")
     story.machine("m-lost", "lost")
+    story.remove("pooledvms", "lost")
     spec = {"pool": "web", "poolUid": "straggler", "provider": "cloud", "adopt": {"machineId": "m-lost"}}
     story.make("pooledvms", "straggler-1", spec, {"phase": "Quarantined"})
     assert story.broken("I1") == []
