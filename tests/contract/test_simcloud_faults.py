@@ -160,6 +160,15 @@ def test_a_create_that_broke_off_goes_on_with_its_token(simcloud: SimCloud, tena
     assert simcloud.state(tenant, broken) != "Failed"
 
 
+def test_what_broke_off_is_not_counted_twice_when_it_goes_on(make_simcloud: Callable[..., SimCloud]) -> None:
+    cloud = make_simcloud()
+    tenant = cloud.tenant()
+    cloud.settings(maxMachines={tenant.name: 1})
+    cloud.fault("failBefore", {"operation": "create", "step": "nic"}, count=1)
+    assert cloud.create(tenant, token="t")[0] == 500
+    assert cloud.create(tenant, token="t")[0] == 201
+
+
 def test_what_broke_off_can_be_deleted_and_is_gone_with_its_token(simcloud: SimCloud, tenant: Tenant) -> None:
     simcloud.fault("failBefore", {"operation": "create", "step": "nic", "tenant": tenant.name}, count=1)
     assert simcloud.create(tenant, token="t")[0] == 500

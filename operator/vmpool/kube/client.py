@@ -19,7 +19,7 @@ import orjson
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
-from vmpool.kube.errors import Gone, OutcomeUnknown, ServerError, Throttled, Unreachable, error_from_status
+from vmpool.kube.errors import BadRequest, Gone, OutcomeUnknown, ServerError, Throttled, Unreachable, error_from_status
 from vmpool.kube.resource import Json, Resource
 from vmpool.kube.transport import ClientSettings, Request, RequestSeen, Transport, ignore_request
 
@@ -164,7 +164,8 @@ class Client:
         query = {"limit": "1", "resourceVersion": version, "resourceVersionMatch": "Exact"}
         try:
             answer = await self._send(Request("GET", resource.path(namespace), resource.plural, query=query))
-        except Gone:
+        except (Gone, BadRequest):
+            # Compacted meanwhile, or no server that takes such a question: the list stands as it is.
             return None
         found, metadata = len(answer.get("items") or ()), answer["metadata"]
         if not metadata.get("continue"):

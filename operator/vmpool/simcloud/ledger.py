@@ -161,7 +161,9 @@ class Ledger:
                     raise Refused(410, "TokenSpent", f"the machine of this token, {known.id}, is gone")
                 if known is not None and (known.fail_message != BROKE_OFF or known.delete_at < FOREVER):
                     return known, False
-            self._check_quota(tenant, now)
+            if known is None:
+                # What broke off has its place already: its own retry must not be one too many.
+                self._check_quota(tenant, now)
             build = plan_build(self._next_slot(tenant, now), self._settings.create_seconds, fate)
             for part in PARTS[: fate.steps_done]:
                 made_at = build.part_at(part) if fate.steps_done is None else now
