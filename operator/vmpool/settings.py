@@ -80,6 +80,10 @@ class Settings(BaseSettings):
     """Without a byte for so long a watch is given up and begun anew: a server sends bookmarks about every 60 s."""
     relist_seconds: float = Field(default=1800.0, ge=5.0, le=86_400.0)
     """How often every kind is listed anew although nothing looks wrong: so long may a lost event stay unnoticed."""
+    list_recounts: int = Field(default=3, ge=1, le=100)
+    """How often a list is read that has another number of objects than the server counts; then it is believed."""
+    gone_kept: int = Field(default=10_000, ge=100, le=1_000_000)
+    """Objects of each kind that are gone of which a process still knows it, so that old news brings none back."""
     watchdog_seconds: float = Field(default=1.0, ge=0.05, le=5.0)
     """How often the watchdog looks. With the two settings that follow at most 30 s: so soon is doubt noticed."""
     watchdog_margin_seconds: float = Field(default=20.0, ge=0.1, le=20.0)
@@ -108,6 +112,8 @@ class Settings(BaseSettings):
     """Most dead letters that are being written at once."""
     letters_per_second: float = Field(default=50.0, gt=0.0, le=10_000.0)
     """Most dead letters written, and most removed, a second: a mass failure must not flood the API server."""
+    discard_hold_seconds: float = Field(default=60.0, ge=0.0, le=3600.0)
+    """How long a discarded letter stays whose VM is still where it failed: who takes over would write it again."""
     letters_per_round: int = Field(default=100, ge=1, le=10_000)
     """Most dead letters of one queue removed or redriven before the queue looks again: what is asked for meanwhile
     waits no longer, and no more of them are in memory as a whole."""

@@ -4,11 +4,13 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.clouds import SimCloud
 from tests.contract.test_simulated import open_provider, request
 from tests.waiting import until
 from vmpool.providers.errors import Unavailable
+from vmpool.simcloud.ledger import Ledger
 
 
 def restart(cloud: SimCloud) -> None:
@@ -105,3 +107,18 @@ async def test_the_ledger_of_a_dead_cloud_can_be_read(make_simcloud: Callable[..
     assert database.execute("SELECT id FROM machines").fetchall() == [(machine_id,)]
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
+
+
+def test_a_lost_ledger_of_a_given_id_is_the_same_cloud_without_machines(tmp_path: Path) -> None:
+    named = Ledger(tmp_path / "one.sqlite", "house")
+    named.close()
+    again = Ledger(tmp_path / "one.sqlite", "another")
+    assert again.id == "house", "a ledger stays who it is"
+    again.close()
+    lost = Ledger(tmp_path / "two.sqlite", "house")
+    assert lost.id == "house"
+    lost.close()
+    unnamed = [Ledger(tmp_path / f"{number}.sqlite") for number in range(2)]
+    assert unnamed[0].id != unnamed[1].id
+    for ledger in unnamed:
+        ledger.close()

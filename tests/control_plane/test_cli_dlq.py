@@ -1,10 +1,6 @@
 """``vmpool dlq`` against a real API server."""
 
 import gzip
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +8,12 @@ import orjson
 import pytest
 
 from tests.api import Api
+from tests.commands import Run, command
 from tests.objects import FULL_SPECS, thing
 from vmpool.dev.plane import ControlPlane
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.usefixtures("crds_installed")]
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 LETTERS: dict[str, dict[str, Any]] = {
     "web-a-clone-1": {"queueFrom": "clone", "errorClass": "InvalidTemplate", "fingerprint": "aaaaaaaaaaaa"},
     "web-b-clone-1": {"queueFrom": "clone", "errorClass": "InvalidTemplate", "fingerprint": "aaaaaaaaaaaa"},
@@ -42,19 +38,7 @@ async def letters(api: Api, namespace: str) -> str:
 
 @pytest.fixture
 def run(plane: ControlPlane, namespace: str) -> Run:
-    def run(*args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "vmpool", "dlq", *args, "-n", namespace],
-            env={**os.environ, "KUBECONFIG": str(plane.kubeconfig), "COLUMNS": "200", "NO_COLOR": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
-
-    return run
+    return command(plane, before=("dlq",), after=("-n", namespace))
 
 
 async def actions(api: Api, namespace: str) -> dict[str, str | None]:

@@ -19,10 +19,10 @@ from tests.faults.gate.plan import Plan
 from tests.faults.rig.open import rig
 from tests.faults.scenarios import SCENARIOS
 from tests.faults.trials.catalogue import Place
-from tests.faults.trials.choose import Places, double, pair_of, singles, stratified
+from tests.faults.trials.choose import Places, double, joined, pair_of, paired, singles, stratified
 from tests.faults.trials.found import kept_plans
 from tests.faults.trials.report import write_report
-from tests.faults.trials.run import Runner, violations
+from tests.faults.trials.run import TRIES, Runner, violations
 from tests.faults.trials.state import State
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=4, help="trials at a time")
     parser.add_argument("--scenario", action="append", choices=sorted(SCENARIOS), help="only these")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--tries", type=int, default=TRIES, help="of a trial whose fault does not come")
     parser.add_argument("--count", type=int, default=10_000, help="trials at most")
+    parser.add_argument("--together", action="store_true", help="all: two pairs a trial, where neither hides the other")
     parser.add_argument("--fresh", action="store_true", help="learn: forget the places that were known")
     parser.add_argument("--state", type=Path, default=STATE, help="what has been run")
     given = parser.parse_args()
@@ -56,7 +58,7 @@ def main() -> int:
 async def _run(given: argparse.Namespace) -> int:
     names = given.scenario or sorted(SCENARIOS)
     async with rig() as made:
-        runner = Runner(made, State(given.state), KEPT, given.jobs, _tell)
+        runner = Runner(made, State(given.state), KEPT, given.jobs, _tell, given.tries)
         until = time.monotonic() + given.minutes * 60
         # One set of places for all runs, or what is covered would never be all of it.
         known = _places_of_file() if given.what != "sample" else {}
@@ -84,12 +86,17 @@ def _plans(given: argparse.Namespace, places: Places, state: State) -> list[Plan
     done, doubled = state.done(), state.doubles()
     left = [plan for plan in every if pair_of(plan) not in done]
     again = state.violated()
-    first = [plan for plan in left if pair_of(plan) in again]
+    of_pair = {pair_of(plan): plan for plan in every}
+    broken = [one.pairs for one in state.broken_together()]
+    first = [joined(*(of_pair[pair] for pair in pairs)) for pairs in broken if all(pair in of_pair for pair in pairs)]
+    first += [plan for plan in left if pair_of(plan) in again]
     rest = [plan for plan in left if pair_of(plan) not in again]
+    if given.together:
+        rest = paired(rest, 0)
     # One of each place before a second of any, so that a run that is cut short has seen all of it.
     return (
         first
-        + stratified(rest, len(rest), 0)
+        + (rest if given.together else stratified(rest, len(rest), 0))
         + [double(seed, places) for seed in range(DOUBLES) if seed not in doubled]
     )
 

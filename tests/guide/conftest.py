@@ -1,14 +1,12 @@
 """The guide's own words, tried: one operator serves the tests of a module, and every command is what people type."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from tests.api import Api, api, shared_namespace
 from tests.clouds import SimCloud, make_simcloud, shared_simcloud, simcloud
+from tests.commands import Run, command
 from tests.control_plane.operator.box import Box
 from tests.control_plane.operator.purges import SOON, Purge
 from tests.control_plane.operator.stage import Stage
@@ -23,9 +21,6 @@ __all__ = [
     "shared_simcloud",
     "simcloud",
 ]
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-COMMAND_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +54,4 @@ def tidy(stage: Stage, served: Operator) -> Purge:
 @pytest.fixture
 def run(plane: ControlPlane, stage: Stage) -> Run:
     """Call ``run("dlq", "list")`` as a user types ``vmpool dlq list``; fails unless it ends with ``code``."""
-
-    def run(*args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "vmpool", *args],
-            env={**os.environ, "KUBECONFIG": str(plane.kubeconfig), "COLUMNS": "200", "NO_COLOR": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=COMMAND_SECONDS,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
-
-    return run
+    return command(plane)

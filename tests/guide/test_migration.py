@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.api import Json
 from tests.clouds import Tenant
+from tests.commands import Run
 from tests.control_plane.operator.claimant import Claimant
 from tests.control_plane.operator.purges import Purge
 from tests.control_plane.operator.stage import (
@@ -28,7 +29,6 @@ from tests.control_plane.operator.stage import (
     names,
 )
 from tests.control_plane.operator.verdicts import TYPES, verdict
-from tests.guide.conftest import Run
 from tests.guide.walking import Walker
 from tests.objects import thing
 from tests.operators import Operator, serving

@@ -6,10 +6,10 @@ import re
 import pytest
 
 from tests.api import Json
+from tests.commands import Run
 from tests.control_plane.operator.box import Box
 from tests.control_plane.operator.stage import DEADLINE, Stage, condition, metric
 from tests.control_plane.operator.verdicts import put_policy, verdict
-from tests.guide.conftest import Run
 from tests.guide.walking import Shelf, Walker, once
 from tests.operators import Operator
 from tests.planes import Kubectl

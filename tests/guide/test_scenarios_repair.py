@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from tests.api import Json
+from tests.commands import Run
 from tests.control_plane.operator.box import Box
 from tests.control_plane.operator.purges import Purge
 from tests.control_plane.operator.stage import DEADLINE, Stage, metric, names
 from tests.control_plane.operator.verdicts import judged, put_policy, verdict
-from tests.guide.conftest import Run
 from tests.guide.walking import Shelf, Walker, once
 from tests.operators import Operator
 from tests.planes import Kubectl

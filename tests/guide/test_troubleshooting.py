@@ -10,10 +10,10 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.api import Json
+from tests.commands import Run
 from tests.control_plane.operator.purges import Purge
 from tests.control_plane.operator.stage import DEADLINE, Stage, metric
 from tests.control_plane.operator.verdicts import checked, checks, judged, put_policy, verdict
-from tests.guide.conftest import Run
 from tests.guide.walking import Shelf, Walker, log_of, once
 from tests.objects import thing
 from tests.operators import Operator

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmpool.kube import store as store_module
 from vmpool.kube.store import Change, Store, is_gone
 
 NAMES = "abc"
@@ -21,8 +20,8 @@ def project(document: dict[str, Any]) -> int:
     return int(document["metadata"]["resourceVersion"])
 
 
-def new_store() -> Store[int]:
-    return Store(project, {"parity": lambda version: version % 2})
+def new_store(**bounds: int) -> Store[int]:
+    return Store(project, {"parity": lambda version: version % 2}, **bounds)
 
 
 class World:
@@ -233,9 +232,8 @@ def test_what_comes_back_into_a_selector_is_shown_again() -> None:
     assert [change.kind for change in store.event("ADDED", obj("u", "a", 21))] == ["added"]
 
 
-def test_the_departed_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "DEPARTED", 1)
-    store = new_store()
+def test_the_departed_are_bounded() -> None:
+    store = new_store(gone_kept=1)
     store.replace(10, [store.entry_of(obj("u", "a", 5)), store.entry_of(obj("v", "b", 6))])
     store.event("DELETED", obj("u", "a", 11))
     store.event("DELETED", obj("v", "b", 12))
@@ -275,9 +273,8 @@ def test_a_restored_server_is_believed_in_everything() -> None:
     assert (store.progress, store.highest, store.graves) == (50, 50, 0)
 
 
-def test_graves_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "GRAVES", 3)
-    store = new_store()
+def test_graves_are_bounded() -> None:
+    store = new_store(gone_kept=3)
     for number in range(5):
         store.saw_deleted(f"uid-{number}", version=100)
     assert (store.graves, store.graves_forgotten) == (3, 2)

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmpool.dev import credentials, processes
@@ -56,14 +56,22 @@ class ControlPlane:
     """One control plane in one state folder.
 
     ``throwaway`` trades durability for speed: etcd does not wait for the disk, and the end is a SIGKILL.
+    ``api_server_flags`` are added to those that the API server is always started with.
     """
 
     def __init__(
-        self, home: Home, binaries: Binaries, *, throwaway: bool = False, report: Report = lambda _: None
+        self,
+        home: Home,
+        binaries: Binaries,
+        *,
+        throwaway: bool = False,
+        api_server_flags: Sequence[str] = (),
+        report: Report = lambda _: None,
     ) -> None:
         self.home = home
         self.binaries = binaries
         self._throwaway = throwaway
+        self._api_server_flags = tuple(api_server_flags)
         self._report = report
 
     @property
@@ -150,7 +158,9 @@ class ControlPlane:
         return process
 
     def _components(self, files: Credentials, ports: dict[str, int]) -> tuple[Component, ...]:
-        return components(self.home, files, self.binaries, ports, throwaway=self._throwaway)
+        wanted = components(self.home, files, self.binaries, ports, throwaway=self._throwaway)
+        more = {API_SERVER: self._api_server_flags}
+        return tuple(replace(each, argv=(*each.argv, *more.get(each.name, ()))) for each in wanted)
 
     def _start_all(self, files: Credentials, ports: dict[str, int]) -> None:
         state = State(phase=Phase.STARTING, ports=ports, binaries=self.binaries.folder)

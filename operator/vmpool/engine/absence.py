@@ -8,16 +8,22 @@ claim expires.
 import time
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from vmpool.api.claim import ClaimedVM
 from vmpool.kube.client import Client
-from vmpool.kube.errors import KubeError, NotFound
+from vmpool.kube.errors import Forbidden, KubeError, NotFound
 from vmpool.kube.kinds import CRDS, POOLEDVMS, VMCLAIMS
 from vmpool.kube.mirror import Mirror
 from vmpool.kube.resource import Json
 from vmpool.plan.snapshot import VM, ClaimRefFacts, VMClaim
+from vmpool.telemetry import logs
+
+log = logs.get(__name__)
 
 DEFINITION = f"{VMCLAIMS.plural}.{VMCLAIMS.group}"
+NOT_OURS_TO_READ: Final = "not-readable"
+"""In the place of the definition's uid, and like none: what was bound under it is never proven gone."""
 
 
 class KindUnreadable(Exception):
@@ -60,17 +66,19 @@ async def vm_is_gone(client: Client, vms: Mirror[VM], one: ClaimedVM) -> bool:
 class Absence:
     """Asks the server; one per process."""
 
-    def __init__(self, client: Client, claims: Mirror[VMClaim], seconds: float) -> None:
+    def __init__(self, client: Client, claims: Mirror[VMClaim], seconds: float, *, namespaced: bool = False) -> None:
         self._client = client
         self._claims = claims
         self._seconds = seconds
+        self._namespaced = namespaced
         self._known: tuple[str, float, int] | None = None
 
     async def kind_uid(self) -> str:
         """Return the uid of the definition that is served now.
 
         Remembered for ``seconds``, and no longer than the mirror goes on without listing anew: a definition that is
-        replaced breaks its watch. Raises ``KindUnreadable``.
+        replaced breaks its watch. An install of one namespace may have no right on definitions, for no Role can hold
+        it: then it is ``NOT_OURS_TO_READ``, and the claim runs until it expires. Raises ``KindUnreadable``.
         """
         lists = self._claims.stats.lists
         if self._known is not None:
@@ -79,14 +87,23 @@ class Absence:
                 return uid
         self._known = None
         try:
-            definition = await self._definition()
+            found = await self._uid()
         except KubeError as error:
             raise KindUnreadable(f"CustomResourceDefinition {DEFINITION} cannot be read: {error}") from error
-        if _is_going(definition):
-            raise KindUnreadable(f"CustomResourceDefinition {DEFINITION} is being deleted")
-        found = str(definition["metadata"]["uid"])
         self._known = (found, time.monotonic(), lists)
         return found
+
+    async def _uid(self) -> str:
+        try:
+            definition = await self._definition()
+        except Forbidden as error:
+            if not self._namespaced:
+                raise
+            log.info("claims_run_until_they_expire", why=str(error))
+            return NOT_OURS_TO_READ
+        if _is_going(definition):
+            raise KindUnreadable(f"CustomResourceDefinition {DEFINITION} is being deleted")
+        return str(definition["metadata"]["uid"])
 
     async def find(self, ref: ClaimRefFacts) -> Finding:
         """Say whether a VMClaim is gone: first the object is asked for, and only then the definition."""

@@ -46,10 +46,11 @@ class ClaimsLoop(Loop):
         """When every claim is looked at again, news or not."""
         self._ready = ReadyIndex(f"engine-{world.install_id}", world.vms, world.pools)
         self._notes: dict[str, Note] = {}
-        self._absence = Absence(world.client, world.claims, own.claim_review_seconds)
+        namespaced = bool(own.watch_namespace)
+        self._absence = Absence(world.client, world.claims, own.claim_review_seconds, namespaced=namespaced)
         self._trust = TrustFinder(
             world.client,
-            namespaced=bool(own.watch_namespace),
+            namespaced=namespaced,
             seconds=own.claim_review_seconds,
             margin=timedelta(seconds=own.claim_policy_margin_seconds),
         )

@@ -16,6 +16,7 @@ from vmpool.kube.errors import Conflict, KubeError, NotFound
 from vmpool.kube.events import ObjectRef
 from vmpool.kube.kinds import DEAD_LETTER_QUEUES, DEAD_LETTERS, SECRETS
 from vmpool.kube.resource import Json
+from vmpool.plan.letters import is_settled
 from vmpool.plan.policies import Letter, Queue, QueueObject
 from vmpool.plan.redrive import Conclude, Later
 from vmpool.plan.retention import Holdings, Retention, holdings, plan_retention, queue_status
@@ -51,6 +52,8 @@ class QueueLoop(Loop):
         self._status_at: datetime | None = None
         self._waiting: dict[str, tuple[datetime, str]] = {}
         """By letter uid: when a redrive that could not be done is tried again, and what was said about it."""
+        self._beaten = False
+        """A removal of this round has to wait, or met another version: look again."""
 
     def __str__(self) -> str:
         return "/".join(self.key)
@@ -84,7 +87,9 @@ class QueueLoop(Loop):
         if more:
             self._looked = None
             return now
-        times = (late, plan.next_at, self.shelf.try_at, *(at for at, _ in self._waiting.values()))
+        # Whatever made the server say no may leave no event behind that would wake us.
+        again = now + timedelta(seconds=self.settings.stalled_pause_seconds) if self._beaten else None
+        times = (late, again, plan.next_at, self.shelf.try_at, *(at for at, _ in self._waiting.values()))
         return min((at for at in times if at is not None), default=None)
 
     async def closed(self) -> None:
@@ -103,7 +108,11 @@ class QueueLoop(Loop):
     async def _work(self, queue: QueueObject, plan: Retention, now: datetime) -> bool:
         """Do what is due, so much of each kind; return whether there is more of what can be done at once."""
         most = self.settings.letters_per_round
-        for letter in plan.discard[:most]:
+        hold = timedelta(seconds=self.settings.discard_hold_seconds)
+        # Those that wait stand in nobody's way, and are looked at again after a pause, not at once.
+        settled = [one for one in plan.discard if is_settled(one, self.world.vm(one.vm_uid), now, hold)]
+        self._beaten = len(settled) < len(plan.discard)
+        for letter in settled[:most]:
             if await self._delete(letter):
                 self._removed("discarded")
         more = await self._redrive(plan.redrive, now)
@@ -116,7 +125,7 @@ class QueueLoop(Loop):
                 going, instead = plan.overflow, "unarchived"
                 gone = await self._abandon(going[:most])
         self._tell_removed(gone, {letter.uid for letter in plan.expired}, instead)
-        return more or len(plan.discard) > most or (bool(gone) and len(gone) < len(going))
+        return more or len(settled) > most or (bool(gone) and len(gone) < len(going))
 
     async def _archive(self, letters: Sequence[Letter], now: datetime) -> list[Letter]:
         """Archive so many letters, then remove them; return which are gone."""
@@ -162,6 +171,7 @@ class QueueLoop(Loop):
         except NotFound:
             left = None
         except Conflict:
+            self._beaten = True
             await learn_letter(self.world.letters, letter)
             return False
         if left is not None:

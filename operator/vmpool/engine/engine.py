@@ -280,6 +280,7 @@ class Engine:
                 kind = mirror.selection.resource.kind
                 self.world.metrics.watch_age.labels(kind).set(mirror.age())
                 self.world.metrics.relists.labels(kind).set(mirror.stats.lists)
+                self.world.metrics.miscounts.labels(kind).set(mirror.stats.miscounts)
             skew = self.world.client.clock_skew
             if skew is not None:
                 self.world.metrics.clock_skew.set(-skew.total_seconds())

@@ -23,9 +23,14 @@ from vmpool.telemetry import logs
 log = logs.get(__name__)
 
 REFUSED_CODES = frozenset({404, 405, 413, 422})
-"""The server will never take this letter: the kind is not there, the letter is too large, or it is invalid."""
+"""The server will never take this record: the kind is not there, the record is too large, or it is invalid."""
 UNKNOWN_TRIES = 3
 """How often a letter without an answer is sent again before the failure is handled anew."""
+
+
+def is_for_good(error: KubeError) -> bool:
+    """Whether the server will never take this record of a failure; missing rights and quotas may pass."""
+    return error.status in REFUSED_CODES or isinstance(error, NamespaceTerminating)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ class Letters:
             try:
                 new = await self._create(pool.namespace, body)
             except KubeError as error:
-                if error.status in REFUSED_CODES or isinstance(error, NamespaceTerminating):
+                if is_for_good(error):
                     return self._refused(body, error)
                 self._hold(pool, error)
                 raise

@@ -14,9 +14,10 @@ from vmpool.engine.durations import Durations
 from vmpool.engine.effects import Effects
 from vmpool.engine.failures import Failures, failure_in, failure_of
 from vmpool.engine.lane import Urgency
+from vmpool.engine.letters import is_for_good
 from vmpool.engine.loop import Done, Loop
 from vmpool.engine.world import Refusal, World
-from vmpool.kube.errors import BadRequest, Conflict, Forbidden, Invalid, KubeError, NotFound
+from vmpool.kube.errors import Conflict, Forbidden, Invalid, KubeError, NotFound
 from vmpool.kube.events import ObjectRef
 from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
 from vmpool.plan.actions import Action, CreateVM, DestroyMachine, EndClaim, TagMachine
@@ -35,8 +36,6 @@ from vmpool.telemetry import logs
 log = logs.get(__name__)
 
 TERMINAL_REASONS = frozenset(error.reason for error in (Terminal, InvalidTemplate, InvalidConfig))
-REFUSED_FOR_GOOD = (Forbidden, NotFound, BadRequest, Invalid)
-
 
 TAGGING = "tag/"
 TAGS_IN_FLIGHT = 4
@@ -316,8 +315,9 @@ class PoolLoop(Loop):
                 return
             body["metadata"] = {"uid": newest.uid, "resourceVersion": newest.resource_version}
             written = await self.world.client.patch_merge(VMPOOLS, pool.namespace, pool.name, body, "status")
-        except REFUSED_FOR_GOOD as error:
-            if not must:
+        except KubeError as error:
+            if not must or not is_for_good(error):
+                # Nothing may end before its failure is written down: whoever wants it tries again.
                 raise
             self.metrics.lost_letters.inc()
             log.error("failure_record_refused", pool=self.name, error=str(error), status=status.wire())

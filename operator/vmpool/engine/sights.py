@@ -94,7 +94,10 @@ class Sights(Mapping[str, Sight]):
         """
         news = False
         for vm in vms:
-            machine = machines.get(vm.machine_id or vm.adopt) or tokens.get(vm.uid)
+            known = vm.machine_id or vm.adopt
+            # Once its id is written down no other machine will do, whatever token that one has: a second one, of a
+            # cloud that makes one for each try, is not what somebody was given.
+            machine = machines.get(known) if known else tokens.get(vm.uid)
             sight = self.of(vm.uid)
             if machine is None:
                 if vm.created_at < began and (vm.machine_id or sight.misses):

@@ -57,11 +57,15 @@ async def create_vm(world: World, pool: PoolFacts, digest: str, want: CreateVM) 
 
 async def _create(world: World, namespace: str, name: str, request_id: str, body: Json) -> Json:
     """POST until it is known whether the object is there. The request id tells our object from a namesake."""
-    for _ in range(UNKNOWN_TRIES):
+    for turn in range(UNKNOWN_TRIES):
         try:
             return await world.client.create(POOLEDVMS, namespace, body)
         except OutcomeUnknown:
             pass
+        except Conflict:
+            # A quota that others write too, or a proxy's second try of what the first one has done: ask again.
+            if turn == UNKNOWN_TRIES - 1:
+                raise
         except AlreadyExists:
             found = await world.client.get(POOLEDVMS, namespace, name)
             if found["spec"].get("requestId") == request_id:

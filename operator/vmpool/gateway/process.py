@@ -129,7 +129,11 @@ async def _prepare(
 
 def _gateway(client: Client, settings: Settings, own: GatewaySettings, metrics: GatewayMetrics) -> Gateway:
     namespace = settings.watch_namespace or None
-    bounds = MirrorSettings(relist=timedelta(seconds=settings.relist_seconds))
+    bounds = MirrorSettings(
+        relist=timedelta(seconds=settings.relist_seconds),
+        recounts=settings.list_recounts,
+        gone_kept=settings.gone_kept,
+    )
     pools = Mirror(client, Selection(VMPOOLS, namespace), pool_facts, bounds)
     vms = Mirror(client, Selection(POOLEDVMS, namespace), vm_facts, bounds, GATEWAY_VM_INDEXES)
     reviews = AccessReviews(client, ReviewSettings(seconds=own.review_seconds, entries=own.review_entries))

@@ -25,7 +25,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from vmpool.kube.client import Client
 from vmpool.kube.errors import Forbidden, KindNotFound, KubeError
 from vmpool.kube.resource import Json, Resource
-from vmpool.kube.store import Change, Entry, Store
+from vmpool.kube.store import GONE_KEPT, Change, Entry, Store
 
 __all__ = ["Change", "Entry", "Mirror", "MirrorSettings", "MirrorStale", "MirrorStats", "Selection", "reopen_pause"]
 
@@ -55,6 +55,8 @@ class MirrorSettings:
     """A list is repeated so often: how long an event that never came stays unnoticed."""
     recounts: int = 3
     """How often a list is read that is not what the server counts; then it is believed, and said."""
+    gone_kept: int = GONE_KEPT
+    """Objects that are gone of which the mirror still knows it, so that old news brings none of them back."""
     max_age: timedelta = timedelta(seconds=180)
     """Older than this the picture must not be acted on: two silences, the second one being a fair chance."""
     missing_grace: timedelta = timedelta(seconds=60)
@@ -125,7 +127,7 @@ class Mirror(Generic[T]):
         self.regressed = False
         """The server was seen to go back in time: engines freeze until a human has looked."""
         self._client = client
-        self._store: Store[T] = Store(project, indexes or {})
+        self._store: Store[T] = Store(project, indexes or {}, settings.gone_kept)
         self._listeners: list[Callable[[Change[T]], None]] = []
         self._regression_listeners: list[Callable[[], None]] = []
         self._proved_at = NEVER

@@ -26,10 +26,8 @@ T = TypeVar("T")
 Key = tuple[str, str]
 """Namespace (empty for cluster-wide kinds) and name."""
 
-GRAVES: Final = 10_000
-"""Own deletions at once that the watch may not have confirmed yet; beyond it the oldest is forgotten."""
-DEPARTED: Final = 10_000
-"""Uids kept of objects that the watch has told to be gone; beyond it the oldest is forgotten."""
+GONE_KEPT: Final = 10_000
+"""Own deletions that the watch may not have confirmed yet, and uids that it has told to be gone: of each so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +61,14 @@ class Change(Generic[T]):
 class Store(Generic[T]):
     """Entries by uid, by name and by the caller's indexes; every method that learns returns what changed."""
 
-    def __init__(self, project: Callable[[Json], T], indexes: Mapping[str, Callable[[T], Hashable | None]]) -> None:
+    def __init__(
+        self,
+        project: Callable[[Json], T],
+        indexes: Mapping[str, Callable[[T], Hashable | None]],
+        gone_kept: int = GONE_KEPT,
+    ) -> None:
         self._project = project
+        self._gone_kept = gone_kept
         self._index_names = {name: place for place, name in enumerate(indexes)}
         self._index_functions = tuple(indexes.values())
         self._indexed: tuple[dict[Hashable, dict[str, Entry[T]]], ...] = tuple({} for _ in indexes)
@@ -242,12 +246,12 @@ class Store(Generic[T]):
 
     def _depart(self, uid: str, version: int) -> None:
         self._departed[uid] = version
-        if len(self._departed) > DEPARTED:
+        if len(self._departed) > self._gone_kept:
             del self._departed[next(iter(self._departed))]
 
     def _bury(self, uid: str, last_version: int) -> None:
         self._graves[uid] = last_version
-        if len(self._graves) > GRAVES:
+        if len(self._graves) > self._gone_kept:
             del self._graves[next(iter(self._graves))]
             self.graves_forgotten += 1
 

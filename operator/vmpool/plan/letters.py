@@ -3,13 +3,13 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from vmpool.api.deadletter import MAX_ATTEMPTS, Attempt
 from vmpool.api.pool import Failure, Poisoned
 from vmpool.plan.lifecycle import Phase
-from vmpool.plan.policies import Queue
+from vmpool.plan.policies import Letter, Queue
 from vmpool.plan.snapshot import VM, Reason, Step
 
 FINGERPRINT_DIGITS: Final = 12
@@ -39,6 +39,22 @@ def queue_of(vm: VM, step: str, error_class: str = "") -> Queue:
 def letter_name(vm: VM, queue: Queue) -> str:
     """Return the name of the letter: the same for the same failure, so that the server refuses a second one."""
     return f"{vm.name}-{queue}-{vm.attempt}"
+
+
+def is_settled(letter: Letter, vm: VM | None, now: datetime, hold: timedelta) -> bool:
+    """Whether what a letter tells of is over: its VM has left the state in which it failed.
+
+    Between the letter and the write that ends the VM the process may die. The next one finds the VM as it was and
+    writes the letter of that failure: one that was removed meanwhile would be there a second time. A VM that has
+    recovered instead stays as it is for long, so this is waited for only until ``hold`` has passed since the failure.
+    """
+    if vm is None or vm.attempt != letter.attempt or letter.queue_from == Queue.TASKS:
+        return True
+    if now - letter.failed_at >= hold:
+        return True
+    if vm.phase == Phase.CLAIMED:
+        return vm.claim is None or vm.claim.released_at is not None
+    return vm.phase not in {Phase.PENDING, Phase.READY}
 
 
 def fingerprint(vm: VM, step: str, error_class: str, message: str) -> str:

@@ -36,10 +36,10 @@ def pool_status(
     reason, message = _why(seen, plan, reached, stalled)
     generation = pool.generation
     new = [observed(ConditionType.READY, reached, reason, message, generation=generation, now=now)]
-    settled = not (counts.deficit or counts.surplus or counts.pending or counts.draining or counts.stale)
     if stalled is not None and (not reached or counts.deficit):
         new.append(observed(ConditionType.STALLED, True, *stalled, generation=generation, now=now))
-    elif pool.deleting or (not settled and not pool.spec.paused):
+    elif pool.deleting or (not reached and not pool.spec.paused):
+        # Not for every VM that is made anew: a pool under load would never be done, and Flux would call it failed.
         new.append(observed(ConditionType.RECONCILING, True, reason, message, generation=generation, now=now))
     if seen.name_taken and not any(one.type == ConditionType.STALLED for one in new):
         new.append(observed(ConditionType.STALLED, True, *_name_taken(seen), generation=generation, now=now))

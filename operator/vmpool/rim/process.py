@@ -193,8 +193,13 @@ class Process:
         namespace = self.settings.watch_namespace or None
         ours = await install_id(client, self.settings.namespace, self.settings.install_id)
         silence, max_age = silence_of(self.settings)
-        relist = timedelta(seconds=self.settings.relist_seconds)
-        bounds = MirrorSettings(silence=silence, relist=relist, max_age=max_age)
+        bounds = MirrorSettings(
+            silence=silence,
+            relist=timedelta(seconds=self.settings.relist_seconds),
+            recounts=self.settings.list_recounts,
+            gone_kept=self.settings.gone_kept,
+            max_age=max_age,
+        )
         return World(
             client=client,
             settings=self.settings,
@@ -223,6 +228,8 @@ class Process:
         tasks = await kopf.spawn_tasks(
             registry=registry,
             settings=frame_settings(),
+            # It has no peers; left to itself it asks who the user is, and a container's often has no name.
+            identity=new_identity(self.settings.pod_uid),  # type: ignore[arg-type]  # a name for str, within kopf
             standalone=True,
             clusterwide=not namespaces,
             namespaces=namespaces,

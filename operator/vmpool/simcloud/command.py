@@ -29,6 +29,9 @@ def command(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer re
     admin_key: Annotated[
         str | None, typer.Option(help="Opens the admin API (faults, settings, ledger).", envvar="SIMCLOUD_ADMIN_KEY")
     ] = None,
+    ledger_id: Annotated[
+        str, typer.Option(help="Who a new ledger is; a lost one of the same id is a cloud whose machines are gone.")
+    ] = "",
     image: Annotated[list[str] | None, typer.Option(help="A known image; repeatable.")] = None,
     disk_seconds: Annotated[float | None, typer.Option(help="How long making a disk takes.", min=0)] = None,
     nic_seconds: Annotated[float | None, typer.Option(help="How long making a nic takes.", min=0)] = None,
@@ -46,7 +49,7 @@ def command(  # noqa: PLR0913, PLR0917 - one parameter an option is how typer re
         **_given({"deleteSeconds": delete_seconds, "buildSlots": build_slots, "images": image}),
     }
     tenants = [_name_and_key(text) for text in tenant or []]
-    asyncio.run(_run(ledger, settings, tenants, admin_key, (host, port, port_file)))
+    asyncio.run(_run((ledger, ledger_id), settings, tenants, admin_key, (host, port, port_file)))
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def _name_and_key(text: str) -> tuple[str, str]:
 
 
 async def _run(
-    path: Path,
+    book: tuple[Path, str],
     settings: dict[str, Any],
     tenants: list[tuple[str, str]],
     admin_key: str | None,
@@ -78,7 +81,8 @@ async def _run(
     from vmpool.simcloud.server import Cloud, Machines, make_app
 
     host, port, port_file = place
-    ledger = Ledger(path)
+    path, ledger_id = book
+    ledger = Ledger(path, ledger_id)
     try:
         try:
             ledger.put_settings(parse(ledger.settings.changed, settings))

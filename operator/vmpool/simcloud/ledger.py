@@ -69,12 +69,12 @@ BUSY_SECONDS = 5.0
 class Ledger:
     """All machines, tenants, rules and settings of one simulated cloud."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ledger_id: str = "") -> None:
         self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, cached_statements=256)
         self._db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {SCHEMA}")
-        self._db.execute("INSERT OR IGNORE INTO facts VALUES ('id', ?)", (str(uuid.uuid4()),))
+        self._db.execute("INSERT OR IGNORE INTO facts VALUES ('id', ?)", (ledger_id or str(uuid.uuid4()),))
         self.id: str = self._db.execute("SELECT value FROM facts WHERE key = 'id'").fetchone()[0]
-        """Made once, with the file; the first half of every tenant's identity."""
+        """Given or made once, with the file; the first half of every tenant's identity."""
         row = self._db.execute("SELECT value FROM facts WHERE key = 'settings'").fetchone()
         self._settings = Settings.model_validate_json(row[0]) if row else Settings()
         self._tenants = {hash_: name for name, hash_ in self._db.execute("SELECT name, key_hash FROM tenants")}

@@ -97,6 +97,9 @@ class Metrics:
             "vmpool_watch_age_seconds", "Since a watch last proved to be alive.", ("kind",), registry=r
         )
         self.relists = Gauge("vmpool_relists", "Full lists made by a mirror.", ("kind",), registry=r)
+        self.miscounts = Gauge(
+            "vmpool_list_miscounts", "Lists that had another number of objects than counted.", ("kind",), registry=r
+        )
         self.clock_skew = Gauge("vmpool_clock_skew_seconds", "Our clock minus the API server's.", registry=r)
         self.reliability = ReliabilityMetrics(r)
         self.watchdog = WatchdogMetrics(r)

@@ -131,12 +131,16 @@ class Stage:
         """Wait until the pool has exactly so many unclaimed VMs, all Ready, and none is on its way out; return them."""
 
         async def settled() -> list[Json] | bool:
-            vms = [vm for vm in await self.vms_of(pool) if vm["status"]["phase"] not in ("Claimed", "Quarantined")]
+            everything = await self.vms_of(pool)
+            phases = Counter(vm["status"]["phase"] for vm in everything)
+            vms = [vm for vm in everything if vm["status"]["phase"] not in ("Claimed", "Quarantined")]
             if [vm["status"]["phase"] for vm in vms] != ["Ready"] * count:
                 return False
+            # A status from before a claim says as many Ready as one from after it: the kept ones are counted too.
             status = await self.status(pool)
-            counted = [status.get(f"{kind}Replicas", 0) for kind in ("ready", "pending", "draining")]
-            return counted == [count, 0, 0] and (vms or True)
+            kinds = ("ready", "pending", "draining", "claimed", "quarantined")
+            counted = [status.get(f"{kind}Replicas", 0) for kind in kinds]
+            return counted == [count, 0, 0, phases["Claimed"], phases["Quarantined"]] and (vms or True)
 
         vms = await until(settled, deadline=DEADLINE, what=f"{count} VMs are Ready and nothing else is going on")
         return vms if isinstance(vms, list) else []

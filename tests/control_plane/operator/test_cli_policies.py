@@ -1,14 +1,11 @@
 """``vmpool explain``, ``health``, ``purge run`` and ``simulate`` beside a real operator."""
 
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.commands import Run, command
 from tests.control_plane.operator.claimant import Claimant
 from tests.control_plane.operator.stage import DEADLINE, Stage
 from tests.objects import thing
@@ -19,26 +16,13 @@ from vmpool.dev.plane import ControlPlane
 
 pytestmark = pytest.mark.control_plane
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 LONG = "1000h"
 EVERYTHING = "vmp,pvm,vmprov,vmc,dlq,dl,purge,health"
 
 
 @pytest.fixture
 def run(plane: ControlPlane, stage: Stage) -> Run:
-    def run(*args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "vmpool", *args],
-            env={**os.environ, "KUBECONFIG": str(plane.kubeconfig), "COLUMNS": "200", "NO_COLOR": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
-
-    return run
+    return command(plane)
 
 
 async def put(stage: Stage, plural: str, kind: str, name: str, **spec: object) -> None:

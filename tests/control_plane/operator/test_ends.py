@@ -1,6 +1,5 @@
 """Every way to the end leaves no object and no machine: of a VM, a pool, a provider, a namespace."""
 
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,15 +189,6 @@ async def _torn_off(stage: Stage) -> bool:
 async def _of_others(stage: Stage, pool_uid: str, count: int) -> bool:
     ready = [vm for vm in await stage.vms_of(phase="Ready") if vm["spec"]["poolUid"] != pool_uid]
     return len(ready) == count
-
-
-@pytest.fixture
-def doomed(kubectl: Kubectl) -> Iterator[str]:
-    """A namespace that the test deletes."""
-    name = f"t-{secrets.token_hex(4)}"
-    kubectl("create", "namespace", name)
-    yield name
-    kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import secrets
 import socket
 import subprocess
 import urllib.request
@@ -246,15 +245,6 @@ def _levels_gone(box: Box, served: Operator) -> bool:
 
 
 # --- a namespace that goes --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def doomed(kubectl: Kubectl) -> Iterator[str]:
-    """A namespace that the test itself deletes."""
-    name = f"doomed-{secrets.token_hex(4)}"
-    kubectl("create", "namespace", name)
-    yield name
-    kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
 
 @pytest.fixture

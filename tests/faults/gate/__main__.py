@@ -37,7 +37,10 @@ class Control:
 
     async def _pid(self, request: web.Request) -> web.Response:
         trial = self._gate.trial(request.match_info["name"])
-        trial.pids[request.match_info["replica"]] = (await request.json())["pid"]
+        replica = request.match_info["replica"]
+        trial.pids[replica] = (await request.json())["pid"]
+        if trial.dying.get(replica):
+            del trial.dying[replica]
         return _json({})
 
     async def _show(self, request: web.Request) -> web.Response:

@@ -24,6 +24,11 @@ _CLOUD = re.compile(r"^/v1/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[a
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _TOLD = ("phase", "action", "reason", "queueFrom")
 """Fields whose value says what the write is about."""
+_COUNTS = frozenset(
+    f"{kind}eplicas"
+    for kind in ("r", "readyR", "pendingR", "claimedR", "quarantinedR", "drainingR", "staleR", "waitingR")
+)
+"""Of a pool's status: how many VMs there are of which kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,9 @@ def _paths(prefix: str, part: Any) -> Iterator[str]:
         elif key == "claim" and isinstance(value, dict):
             # Handing out, changing and ending are three different writes of one field.
             yield f"{prefix}.claim[{','.join(word for word in ('boundAt', 'releasedAt') if word in value)}]"
+        elif prefix == "status" and key in _COUNTS:
+            # Which of them changed since the last write is a matter of moments.
+            yield "status.counts"
         elif value is None:
             yield f"{prefix}.{key}-"
         else:

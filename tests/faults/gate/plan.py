@@ -1,5 +1,6 @@
 """What goes wrong in a trial: at which call, event or list, and how."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Literal, Self
@@ -158,15 +159,17 @@ class Fault(_Shape):
 
 
 class Plan(_Shape):
-    """What goes wrong in one trial; each fault is armed when the one before it has come.
+    """What goes wrong in one trial; each fault is armed when the one before it has come, or all are from the beginning.
 
-    One of a sub-step comes last.
+    One of a sub-step stands last.
     """
 
     version: Literal[1] = 1
     scenario: str = ""
     seed: int = 0
     faults: tuple[Fault, ...] = ()
+    together: bool = False
+    """All are armed from the beginning, and come in whatever order: each stands for the pair that it is alone."""
 
     @model_validator(mode="after")
     def _steps_last(self) -> Self:
@@ -201,28 +204,34 @@ class Progress:
 
     plan: Plan
     done: list[str] = field(default_factory=list)
-    """What came: the names of the actions."""
+    """What came: the names of the actions, in the order in which they did."""
+    _left: list[Fault] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._left = list(self.plan.faults)
 
     @property
     def met(self) -> bool:
         """Whether everything of the plan has come."""
-        return len(self.done) == len(self.plan.faults)
+        return not self._left
 
     @property
-    def armed(self) -> Fault | None:
-        """What comes next."""
-        return None if self.met else self.plan.faults[len(self.done)]
+    def armed(self) -> Sequence[Fault]:
+        """What may come next."""
+        return self._left if self.plan.together else self._left[:1]
 
     def strike(self, signature: str, replica: str, occurrence: int, of: frozenset[Kind] | None = None) -> Action | None:
         """Return what goes wrong here, and note that it has; None: nothing does."""
-        fault = self.armed
+        fault = next((one for one in self.armed if self._fits(one.trigger, signature, replica, occurrence)), None)
         if fault is None or (of is not None and fault.action.kind not in of):
             return None
-        where = fault.trigger
-        if where.signature != signature or where.replica not in {ANY, replica}:
-            return None
-        # The second fault of a plan counts on from the first: its occurrence is the first one that is not too early.
-        if occurrence < where.occurrence or (not self.done and occurrence != where.occurrence):
-            return None
+        self._left.remove(fault)
         self.done.append(fault.action.name)
         return fault.action
+
+    def _fits(self, where: Trigger, signature: str, replica: str, occurrence: int) -> bool:
+        if where.signature != signature or where.replica not in {ANY, replica}:
+            return False
+        # What follows another fault counts on from it: its occurrence is the first one that is not too early.
+        counts_on = bool(self.done) and not self.plan.together
+        return occurrence >= where.occurrence if counts_on else occurrence == where.occurrence

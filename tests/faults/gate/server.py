@@ -124,7 +124,16 @@ class Door:
         return reply
 
     def _strike(self, signature: str, number: int, kinds: frozenset[Kind]) -> Action | None:
+        gone = self._trial.dying.get(self._replica)
+        if gone is False:
+            # What else a process says that is to be killed is broken by that, and by nothing else.
+            return None
+        if gone:
+            # This may be one of its last words still, and nobody dies twice.
+            kinds -= {Kind.KILL}
         action = self._trial.progress.strike(signature, self._replica, number, of=kinds)
+        if action is not None and action.kind == Kind.KILL:
+            self._trial.dying[self._replica] = False
         if action is not None and self._trial.progress.met:
             self._trial.met_at = self._trial.now
         return action
@@ -191,9 +200,13 @@ class Door:
         pid = self._trial.pids.pop(self._replica)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        async with asyncio.timeout(DEAD_SECONDS):
-            while _lives(pid):  # noqa: ASYNC110 - not a child of ours: nobody tells us of its end
-                await asyncio.sleep(DEAD_POLL_SECONDS)
+        try:
+            async with asyncio.timeout(DEAD_SECONDS):
+                while _lives(pid):  # noqa: ASYNC110 - not a child of ours: nobody tells us of its end
+                    await asyncio.sleep(DEAD_POLL_SECONDS)
+        finally:
+            # Its connection goes with it, and that may end this handler first.
+            self._trial.dying[self._replica] = True
 
     # --- what a write has changed -------------------------------------------------------------------------------
 

@@ -58,6 +58,8 @@ class Trial:
     """When, replica, signature and occurrence of each event that came."""
     pids: dict[str, int] = field(default_factory=dict)
     """The process of each replica, as far as it is known."""
+    dying: dict[str, bool] = field(default_factory=dict)
+    """Replicas that are killed, until the next process of theirs is introduced; True: the old one is gone."""
     first_lists: dict[tuple[str, str], bytes] = field(default_factory=dict)
     """The first list of each kind that a replica got."""
 

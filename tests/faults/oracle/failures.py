@@ -64,7 +64,13 @@ def _written_down(facts: Facts, letters: list[Object], vm: Object, attempt: int,
         return
     if _has_queue(pool, number) and not _refused(facts, vm.name, attempt):
         yield Violation("I5", vm.name, f"it failed in attempt {attempt}, and there is no letter", number)
-    elif not any(_remembers(version.object, vm.name, attempt) for version in pool.versions if version.number < number):
+        return
+    before = [version for version in pool.versions if version.number < number]
+    after = [version for version in pool.versions if version.number >= number]
+    if any(_remembers(version.object, vm.name, attempt) for version in before):
+        return
+    # What the server refuses for good is logged, and written with the pool's next status.
+    if not (_status_refused(facts, vm.name) and any(_remembers(one.object, vm.name, attempt) for one in after)):
         yield Violation("I5", vm.name, f"it failed in attempt {attempt}, and its pool did not write it down", number)
 
 
@@ -82,6 +88,18 @@ def _refused(facts: Facts, vm: str, attempt: int) -> bool:
         planned = any(f"answer-{code}" in entry.fault for code in REFUSALS)
         if spec.get("vm") == vm and int(spec.get("attempt") or 1) == attempt and (entry.status in REFUSALS or planned):
             return "dead_letter_refused" in facts.evidence.log
+    return False
+
+
+def _status_refused(facts: Facts, vm: str) -> bool:
+    """Whether the server, or who stands before it, would not have a pool's status for good, and the log has it."""
+    for entry in facts.writes("vmpools", "patch"):
+        planned = any(f"answer-{code}-before" in entry.fault for code in REFUSED_CODES)
+        # A finalizer's patch is a list of steps.
+        body = entry.body if isinstance(entry.body, dict) else {}
+        recent = (body.get("status") or {}).get("recentFailures") or ()
+        if any(one["vm"] == vm for one in recent) and (entry.status in REFUSED_CODES or planned):
+            return "failure_record_refused" in facts.evidence.log
     return False
 
 

@@ -186,7 +186,7 @@ class Inside:
 
     @property
     def _is_second(self) -> bool:
-        return len(self.plan.faults) > 1
+        return len(self.plan.faults) > 1 and not self.plan.together
 
     def _put(self) -> None:
         assert self._fault is not None

@@ -47,9 +47,10 @@ SETTINGS = {
 CONVERGE_SECONDS = 60.0
 """From the last fault to the scenario's end."""
 SCENARIO_SECONDS = 90.0
-QUIET_SECONDS = 1.5
-"""Without an effective write: then nothing more is to come."""
-QUIET_DEADLINE = 20.0
+QUIET_SECONDS = 3.0
+"""Without an effective write: then nothing more is to come, on a machine that is busy with a dozen trials too."""
+QUIET_DEADLINE = 45.0
+"""Long beside what it bounds: a process that has died begins anew, on a machine that runs a dozen trials."""
 QUIET_LOOK_SECONDS = 0.25
 LEASES = "/apis/coordination.k8s.io/v1"
 
@@ -182,8 +183,8 @@ class Rig:
         return f"still at work {QUIET_DEADLINE:g} s after its end"
 
     def _at_rest(self, replica: Replica, namespace: str) -> bool:
-        """Whether a process leads that could still do something, and nothing is on its way out."""
-        return replica.leads and not any(map(_leaves, self.recorder.latest(namespace)))
+        """Whether a process leads that could still do something, and nothing is on its way in or out."""
+        return replica.leads and not any(map(_moves, self.recorder.latest(namespace)))
 
     async def _evidence(
         self, inside: Inside, site: Site, gated: GatedTrial, replica: Replica, came_to: tuple[str, float, float]
@@ -249,10 +250,10 @@ class Rig:
         await self.account.dismiss(self.api, namespace)
 
 
-def _leaves(version: Version) -> bool:
-    """Whether an object is on its way out."""
-    ended = version.plural == "pooledvms" and (version.object.get("status") or {}).get("phase") == "Completed"
-    return ended or bool(version.object["metadata"].get("deletionTimestamp"))
+def _moves(version: Version) -> bool:
+    """Whether an object is on its way: a VM that will be ready, or is given up, and whatever is deleted."""
+    phase = (version.object.get("status") or {}).get("phase") if version.plural == "pooledvms" else None
+    return phase in {"Pending", "Completed"} or bool(version.object["metadata"].get("deletionTimestamp"))
 
 
 async def _empty(objects: Any) -> bool:

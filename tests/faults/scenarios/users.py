@@ -66,7 +66,15 @@ async def check_out(site: Site, seconds: float = 3600.0) -> tuple[str, str]:
                 return str(vm["metadata"]["name"])
         return ""
 
-    return await wait(taken, "a VM is checked out"), identity
+    name = await wait(taken, "a VM is checked out")
+
+    async def shown() -> bool:
+        vms = await site.objects()
+        return not any(vm["metadata"]["name"] == name and not vm["spec"].get("claim") for vm in vms)
+
+    # What is looked at comes by a watch: it must not be older than what was done.
+    await wait(shown, "the claim is seen")
+    return name, identity
 
 
 async def release(site: Site, vm: str, identity: str) -> None:

@@ -2,9 +2,9 @@
 
 import random
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from tests.faults.gate.plan import LIST_KINDS, Fault, Kind, Plan, Point, Trigger
+from tests.faults.gate.plan import LIST_KINDS, WATCH_KINDS, Fault, Kind, Plan, Point, Trigger
 from tests.faults.gate.plan import Action as Acts
 from tests.faults.trials.catalogue import FAULTS, Place
 
@@ -16,6 +16,8 @@ SECOND = frozenset({"step", "end"})
 """Sorts of places for double faults: these come second only."""
 ALONE = frozenset({"kill-committed"})
 """Faults of sub-steps in which the gate has a part: they do not come second."""
+HEALING = frozenset({Kind.KILL, Kind.ERROR})
+"""Whatever a process believed wrongly is gone behind these: it begins anew, or lists anew."""
 
 
 def singles(scenario: str, places: Sequence[Place]) -> Iterator[Plan]:
@@ -64,6 +66,56 @@ def is_single(plan: Plan) -> bool:
         or plan.faults[-1].action.kind in LIST_KINDS
         or (plan.faults[-1].trigger.signature.startswith("list "))
     )
+
+
+def paired(plans: Iterable[Plan], seed: int) -> list[Plan]:
+    """Put two plans of a pair each into one trial, where neither can hide what the other one breaks; the rest alone.
+
+    One trial of two faults proves of both pairs what two trials would, and of the two together something more.
+    """
+    dice = random.Random(seed)
+    waiting: dict[str, list[Plan]] = {}
+    made: list[Plan] = []
+    shuffled = list(plans)
+    dice.shuffle(shuffled)
+    for plan in shuffled:
+        fits = waiting.setdefault(plan.scenario, [])
+        partner = next((one for one in fits if not _hides(one, plan)), None)
+        if partner is None:
+            fits.append(plan)
+            continue
+        fits.remove(partner)
+        made.append(joined(partner, plan))
+    alone = [plan for those in waiting.values() for plan in those]
+    dice.shuffle(alone)
+    return [*made, *alone]
+
+
+def joined(one: Plan, other: Plan) -> Plan:
+    """Both plans' faults in one trial, in whatever order they come; one of a sub-step stands last."""
+    faults = sorted((*one.faults, *other.faults), key=lambda fault: fault.trigger.is_step)
+    return Plan(scenario=one.scenario, faults=tuple(faults), together=True)
+
+
+def parted(plan: Plan) -> tuple[Plan, ...]:
+    """The plans of one pair each that ``joined`` put together; those that were in it alone come back as they were."""
+    if not plan.together:
+        return (plan,)
+    return tuple(Plan(scenario=plan.scenario, faults=(fault,)) for fault in plan.faults)
+
+
+def _hides(one: Plan, other: Plan) -> bool:
+    """Whether one of two faults could mend, or keep away, what the other one breaks."""
+    faults = (*one.faults, *other.faults)
+    if len(faults) > 2 or any(fault.needs_call for fault in faults) or all(fault.trigger.is_step for fault in faults):
+        return True
+    if faults[0].trigger.signature == faults[1].trigger.signature:
+        return True
+    kinds = [fault.action.kind for fault in faults]
+    if (kinds[0] in HEALING) != (kinds[1] in HEALING):
+        return True
+    # An event that was lost comes back with the earlier ones of its stream.
+    return Kind.REPLAY in kinds and all(kind in WATCH_KINDS for kind in kinds)
 
 
 def double(seed: int, places: Places) -> Plan:

@@ -23,13 +23,17 @@ def report(state: State, places: Places) -> dict[str, Any]:
     }
     trials = list(state)
     single = [one for one in trials if not one.second]
-    covered = {one.pair for one in single if one.outcome is not Outcome.OTHER} & pairs
+    met = [one for one in trials if one.outcome is not Outcome.OTHER]
+    covered = {pair for one in met for pair in one.pairs} & pairs
+    alone = {one.pair for one in met if not one.second} & pairs
     violated = [one for one in trials if one.outcome is Outcome.VIOLATED]
     return {
         "pairs": len(pairs),
         "covered": len(covered),
+        "alone": len(alone),
         "single": len(single),
         "double": len(trials) - len(single),
+        "together": sum(one.together for one in trials),
         "other": sum(one.outcome is Outcome.OTHER for one in trials),
         "signatures": len({signature for those in places.values() for _, signature, _ in those}),
         "violations": len(violated),
@@ -41,7 +45,7 @@ def report(state: State, places: Places) -> dict[str, Any]:
             }
             for name in places
         },
-        "faults": dict(sorted(Counter(one.fault for one in single).items())),
+        "faults": dict(sorted(Counter(fault for one in trials for _, _, fault in one.pairs).items())),
         "violated": [_line(one) for one in violated],
     }
 
@@ -64,8 +68,9 @@ def write_report(state: State, places: Places, path: Path) -> None:
         "Made by `python -m tests.faults report`. A pair is a fault at a signature of a scenario, which is what a\n"
         "request or an event does, without names and times. What each fault is: `tests/faults/gate/plan.py`; how a\n"
         "trial is judged: `docs/decisions/0010-fault-trials.md`.\n\n"
-        f"**{made['covered']} of {made['pairs']} pairs** over {made['signatures']} signatures, {made['single']} trials "
-        f"with one fault, {made['double']} with two, {made['other']} in which a fault did not come. "
+        f"**{made['covered']} of {made['pairs']} pairs** over {made['signatures']} signatures, {made['alone']} of them "
+        f"in a\ntrial of their own; {made['single']} trials with one fault, {made['double']} with two, of which "
+        f"{made['together']} had both armed from\nthe beginning; {made['other']} in which a fault did not come. "
         f"**{made['violations']} violations.**\n\n"
         f"| Scenario | Pairs | Covered |\n|---|---|---|\n{rows}\n"
         f"| Fault | Trials |\n|---|---|\n{faults}\n"

@@ -12,11 +12,11 @@ from tests.faults.oracle.judge import judge
 from tests.faults.rig.trial import Evidence, Rig
 from tests.faults.scenarios import SCENARIOS
 from tests.faults.trials.catalogue import Place, places
-from tests.faults.trials.choose import is_single, pair_of
+from tests.faults.trials.choose import is_single, pair_of, parted
 from tests.faults.trials.state import Outcome, State, Trialled
 
 TRIES = 3
-"""How often a fault that did not come is tried again, and a violation is looked at again."""
+"""How often a trial is run whose fault does not come."""
 CLEAN_RUNS = 2
 NOTE = 300
 """Characters of a note."""
@@ -41,6 +41,7 @@ class Runner:
     """Where violations are kept, a file each."""
     jobs: int
     tell: Callable[[str], None]
+    tries: int = TRIES
     ran: int = 0
     violated: int = 0
     _began: float = field(default_factory=time.monotonic)
@@ -72,13 +73,19 @@ class Runner:
             if time.monotonic() >= until:
                 return
             shown = await self.trial(plan)
-            self.note(plan, shown)
+            held = shown.outcome is Outcome.HELD
+            if plan.together and not held:
+                # Each by itself: it shows which of the two it was, or whose fault comes without the other one.
+                for single in parted(plan):
+                    self.note(single, await self.trial(single))
+            if not plan.together or shown.outcome is not Outcome.OTHER:
+                self.note(plan, shown)
 
         await self._each(one, plans)
 
     async def trial(self, plan: Plan) -> Shown:
-        """Run one plan; again while its fault does not come."""
-        for _ in range(TRIES):
+        """Run one plan; again while its fault does not come, if it has only one."""
+        for _ in range(1 if plan.together else self.tries):
             shown = self._shown(plan, await self.rig.trial(SCENARIOS[plan.scenario], plan))
             if shown.outcome is not Outcome.OTHER:
                 break
@@ -106,7 +113,8 @@ class Runner:
             scenario, signature, fault = pair_of(plan)
             one = replace(one, scenario=scenario, signature=signature, fault=fault)
         else:
-            one = replace(one, second=f"{last.trigger.signature} {last.action.name}", seed=plan.seed)
+            second = f"{last.trigger.signature} {last.action.name}"
+            one = replace(one, second=second, seed=plan.seed, together=plan.together)
         self.state.add(one)
         self.ran += 1
         self.violated += shown.outcome is Outcome.VIOLATED

@@ -29,6 +29,8 @@ class Trialled:
     second: str = ""
     """What went wrong next, for a double fault: its signature and its action."""
     seed: int = 0
+    together: bool = False
+    """Both faults were armed from the beginning: each stands for its pair."""
     note: str = ""
     """The first violation, or why the fault did not come."""
 
@@ -36,6 +38,16 @@ class Trialled:
     def pair(self) -> tuple[str, str, str]:
         """What is counted: a fault at a place of a scenario."""
         return (self.scenario, self.signature, self.fault)
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str, str], ...]:
+        """Of which pairs the trial shows something: none, if its second fault waited for the first."""
+        if not self.second:
+            return (self.pair,)
+        if not self.together:
+            return ()
+        signature, fault = self.second.rsplit(" ", 1)
+        return (self.pair, (self.scenario, signature, fault))
 
 
 class State:
@@ -67,19 +79,23 @@ class State:
 
     def done(self) -> set[tuple[str, str, str]]:
         """The pairs that held; what was violated is run again, as is what did not come."""
-        return {one.pair for one in self if not one.second and one.outcome is Outcome.HELD}
+        return {pair for one in self if one.outcome is Outcome.HELD for pair in one.pairs}
 
     def violated(self) -> set[tuple[str, str, str]]:
         """The pairs that broke a promise when they were run last."""
-        return {one.pair for one in self if not one.second and one.outcome is Outcome.VIOLATED}
+        return {pair for one in self if one.outcome is Outcome.VIOLATED for pair in one.pairs}
 
     def doubles(self) -> set[int]:
-        """The seeds of the double faults that held."""
-        return {one.seed for one in self if one.second and one.outcome is Outcome.HELD}
+        """The seeds of the double faults that held, of which the second one waited for the first."""
+        return {one.seed for one in self if one.second and not one.together and one.outcome is Outcome.HELD}
+
+    def broken_together(self) -> list[Trialled]:
+        """The trials of two pairs that broke a promise when they were run last."""
+        return [one for one in self if one.together and one.outcome is Outcome.VIOLATED]
 
 
 def _line(one: Trialled) -> str:
-    return json.dumps({key: value for key, value in asdict(one).items() if value not in ("", 0)}) + "\n"
+    return json.dumps({key: value for key, value in asdict(one).items() if value not in ("", 0, False)}) + "\n"
 
 
 def _read(line: str) -> Trialled:

@@ -92,3 +92,13 @@ def test_tries_to_tag_a_machine_come_ever_more_seldom() -> None:
         pauses.append(at - NOW)
     assert pauses[:3] == [timedelta(minutes=1), timedelta(minutes=2), timedelta(minutes=4)]
     assert pauses[-1] == timedelta(hours=6)
+
+
+def test_another_machine_of_the_same_token_does_not_stand_for_one_whose_id_is_written_down() -> None:
+    sights = Sights()
+    sights.saw("u1", machine(), NOW)
+    second = machine(id="m2", addresses=("127.0.0.9",))
+    known = vm(uid="u1", machine_id="m1", created_at=NOW - SECOND)
+    assert sights.listed([known], {"m2": second}, {"u1": second}, NOW + SECOND)
+    assert sights["u1"].unlisted
+    assert sights["u1"].addresses == ("127.0.0.2",)

@@ -12,6 +12,7 @@ from vmpool.api.pool import PoolProvider, Template, VMPoolSpec, VMPoolStatus
 from vmpool.engine import writes
 from vmpool.engine.failures import Failures, failure_of
 from vmpool.engine.sights import Sights
+from vmpool.kube.errors import AlreadyExists, Conflict
 from vmpool.kube.resource import Json
 from vmpool.plan.actions import CreateVM
 from vmpool.plan.snapshot import VM, PoolFacts, Step, StepFacts
@@ -148,3 +149,32 @@ async def test_an_object_is_not_forgotten_by_proofs_that_are_about_another_machi
     await writes.forget(SimpleNamespace(client=far, vms=far, sights=sights), vm())  # type: ignore[arg-type]
     assert far.patches == patches
     assert bool(sights.of("u1").misses) == (not machine), "what was not found was not this one"
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_create_that_is_answered_with_a_conflict_is_asked_again_under_the_same_name(committed: bool) -> None:
+    """Else the plan that follows makes another VM beside one that is there."""
+    there: dict[str, Json] = {}
+    asked: list[str] = []
+
+    async def create(_: object, __: str, body: Json) -> Json:
+        name = body["metadata"]["name"]
+        asked.append(name)
+        if name in there:
+            raise AlreadyExists("it is there", status=409)
+        if len(asked) == 1 and not committed:
+            raise Conflict("a quota that others write too", status=409)
+        there[name] = {**body, "metadata": {**body["metadata"], "uid": "u9", "resourceVersion": "9"}}
+        if len(asked) == 1:
+            raise Conflict("said of what was done", status=409)
+        return there[name]
+
+    async def get(_: object, __: str, name: str) -> Json:
+        return there[name]
+
+    seen: list[Json] = []
+    vms = SimpleNamespace(by_index=lambda *_: (), saw=seen.append)
+    world = SimpleNamespace(client=SimpleNamespace(create=create, get=get), vms=vms)
+    await writes.create_vm(world, pool(), "digest", CreateVM("sim"))  # type: ignore[arg-type]
+    assert len(set(asked)) == 1
+    assert seen == [there[asked[0]]]

@@ -58,3 +58,13 @@ def test_a_plan_comes_back_from_its_file_as_it_was() -> None:
     )
     assert Plan.model_validate_json(made.model_dump_json(by_alias=True)) == made
     assert made.faults[0].action.name == "answer-504-committed"
+
+
+def test_faults_that_are_armed_together_come_in_any_order_each_at_its_occurrence() -> None:
+    going = Progress(Plan(faults=(fault("w", 2), fault("v")), together=True))
+    assert going.strike("v", "a", 1) is not None
+    assert going.strike("w", "a", 1) is None
+    assert not going.met
+    assert going.strike("w", "a", 2) is not None
+    assert going.met
+    assert going.strike("v", "a", 1) is None

@@ -240,6 +240,19 @@ def test_a_letter_that_the_server_refuses_is_logged_whole_and_kept_by_the_pool()
     assert story.broken("I5") == []
 
 
+@pytest.mark.parametrize(("code", "holds"), [(422, True), (403, False), (500, False)])
+def test_a_status_that_the_server_refuses_for_good_is_logged_and_told_by_the_next(code: int, holds: bool) -> None:
+    story = _failing()
+    recent = {"recentFailures": [{"vm": "bad"}]}
+    story.call("patch", "vmpools", body=[{"op": "add", "path": "/metadata/finalizers", "value": []}], step=True)
+    story.call("patch", "vmpools", body={"status": recent}, step=True, status=code, changed=False)
+    story.phase("bad", "Completed", "CreateFailed")
+    story.log.append({"event": "failure_record_refused"})
+    assert len(story.broken("I5")) == 1, "nobody can see it"
+    story.write("vmpools", "web", status=recent)
+    assert (story.broken("I5") == []) is holds
+
+
 def test_a_straggler_has_not_failed() -> None:
     story = good()
     spec = {"pool": "web", "poolUid": "straggler", "provider": "cloud", "adopt": {"machineId": "m"}}

@@ -1,11 +1,13 @@
 """What a dead letter says: the queue name, its own name, which failures are alike, and when they are poison."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.plan.test_health import letter
 from tests.unit.plan.worlds import NOW, PLANS, claim, vm
 from vmpool.api.deadletter import MAX_ATTEMPTS
 from vmpool.api.pool import Failure
@@ -13,6 +15,7 @@ from vmpool.plan.letters import (
     attempts_of,
     fingerprint,
     is_poison,
+    is_settled,
     letter_name,
     poisoned,
     poisoned_by,
@@ -21,7 +24,7 @@ from vmpool.plan.letters import (
 )
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.policies import Queue
-from vmpool.plan.snapshot import Step, StepFacts
+from vmpool.plan.snapshot import VM, Step, StepFacts
 
 
 @pytest.mark.parametrize(
@@ -130,3 +133,29 @@ def test_no_failure_is_no_poison_and_the_sentence_says_what_helps() -> None:
 def test_what_is_empty_is_left_out_and_the_rest_cut() -> None:
     assert shortened(("a", "", "b"), 10) == "a; b"
     assert shortened(("a" * 9, "b"), 5) == "aaaaa"
+
+
+HOLD = timedelta(seconds=60)
+RELEASED = claim(released_at=NOW)
+
+
+@pytest.mark.parametrize(
+    ("made", "changes", "settled"),
+    [
+        pytest.param(None, {}, True, id="its VM is gone"),
+        pytest.param(vm("a", Phase.PENDING), {}, False, id="its VM has not left yet"),
+        pytest.param(vm("a", Phase.READY), {"queue_from": Queue.READY}, False, id="nor has a ready one"),
+        pytest.param(vm("a", Phase.CLAIMED), {"queue_from": Queue.RUNNING}, False, id="its claim has not ended"),
+        pytest.param(vm("a", Phase.CLAIMED, claim=RELEASED), {"queue_from": Queue.RUNNING}, True, id="it has ended"),
+        pytest.param(vm("a", Phase.QUARANTINED), {}, True, id="its VM is kept for a human"),
+        pytest.param(vm("a", Phase.COMPLETED), {}, True, id="its VM is given up"),
+        pytest.param(vm("a", Phase.PENDING, attempt=2), {}, True, id="its VM tries again"),
+        pytest.param(vm("a", Phase.COMPLETED), {"queue_from": Queue.TASKS}, True, id="what is discarded goes on"),
+        pytest.param(vm("a", Phase.READY), {"failed_at": NOW - HOLD}, True, id="its VM has recovered"),
+    ],
+)
+def test_a_letter_is_settled_when_nobody_would_write_it_again(
+    made: VM | None, changes: dict[str, Any], settled: bool
+) -> None:
+    kept = letter("a", **{"queue_from": Queue.PENDING, "failed_at": NOW - HOLD / 2, "vm_uid": "uid-a", **changes})
+    assert is_settled(kept, made, NOW, HOLD) is settled
