@@ -6,7 +6,7 @@ import typer
 import yaml
 
 import vmpool
-from vmpool.cli import demo, dev, dlq, explain, health, purge, simcloud, simulate
+from vmpool.cli import demo, dev, dlq, explain, health, purge, simcloud, simulate, uninstall
 from vmpool.plan.crds import definitions
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command(name="health")(health.command)
 app.command(name="explain")(explain.command)
 app.command(name="simcloud", help="Run a small simulated cloud with a durable ledger.")(simcloud.command)
 app.command(name="demo")(demo.command)
+app.command(name="uninstall")(uninstall.command)
 
 
 @app.command()

@@ -1,0 +1,276 @@
+"""``vmpool uninstall`` and ``helm uninstall`` on a real API server, with an operator under the chart's account."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chart.conftest import chart_tools, helm
+from tests.chart.helm import CHART, Helm
+from tests.chart.test_running import Release
+from tests.clouds import SimCloud, shared_simcloud, simcloud
+from tests.crash.site import PROVIDER, Site
+from tests.faults.rig.trial import SETTINGS
+from tests.faults.scenarios.users import ask, bound, check_out, has, put, wait
+from tests.operators import Operator
+from tests.planes import Kubectl, kubectl_of, leave, throwaway_plane
+from tests.rights.house import api_of, served
+from tests.waiting import until
+from vmpool.api import keys
+from vmpool.dev.binaries import Binaries
+from vmpool.dev.plane import ControlPlane
+
+__all__ = ["chart_tools", "helm", "shared_simcloud", "simcloud"]
+
+pytestmark = pytest.mark.control_plane
+
+SIZE = 2
+COMMAND_SECONDS = 240
+SERVED = ("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+HERE = {"gateway": {"enabled": False}, "simcloud": {"enabled": False}}
+
+
+@pytest.fixture(scope="module")
+def own_plane(plane_binaries: Binaries) -> Iterator[ControlPlane]:
+    """A control plane of their own: they take the definitions of all kinds away."""
+    with throwaway_plane(plane_binaries) as made:
+        yield made
+
+
+@dataclass
+class Estate:
+    """A release in a namespace, and what its users have there."""
+
+    plane: ControlPlane
+    helm: Helm
+    kubectl: Kubectl
+    site: Site
+    folder: Path
+    operators: list[Operator] = field(default_factory=list)
+
+    @property
+    def namespace(self) -> str:
+        return self.site.namespace
+
+    async def install(self, **values: Any) -> None:
+        """Install the release."""
+        taken = ("--take-ownership", "--force-conflicts")
+        self.helm.run("install", "vmpool", str(CHART), f"-n={self.namespace}", *taken, values={**HERE, **values})
+        self.kubectl(*SERVED)
+        await served(self.site.api, self.namespace)
+
+    async def operator(self) -> Operator:
+        """Start its operator."""
+        release = Release(self.plane, self.kubectl, self.namespace, self.folder)
+        environment = {**release.environment("operator"), **SETTINGS, "VMPOOL_CLAIM_POLICY_MARGIN_SECONDS": "0"}
+        made = Operator(release.account("operator"), self.folder, **environment)
+        self.operators.append(made)
+        made.start()
+        await made.ready(60)
+        return made
+
+    def uninstall(self, *options: str, code: int = 0, said: str = "") -> str:
+        """Type ``vmpool uninstall``; return what it says."""
+        done = subprocess.run(
+            [sys.executable, "-m", "vmpool", "uninstall", "vmpool", "-n", self.namespace, *options],
+            env={
+                **os.environ,
+                "KUBECONFIG": str(self.plane.kubeconfig),
+                "PATH": f"{self.helm.binary.parent}:{os.environ['PATH']}",
+                "COLUMNS": "200",
+                "NO_COLOR": "1",
+            },
+            input=said,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_SECONDS,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def definitions(self) -> list[str]:
+        found = self.kubectl("get", "crds", "--output=name").split()
+        return [name for name in found if name.endswith(f".{keys.GROUP}")]
+
+    def left(self) -> set[str]:
+        kinds = "all,secrets,configmaps,leases,pdb,roles,rolebindings,serviceaccounts"
+        return set(self.kubectl("get", kinds, "-n", self.namespace, "--output=name").split())
+
+    def releases(self) -> list[str]:
+        return self.helm.run("list", f"--namespace={self.namespace}", "--short").stdout.split()
+
+
+@pytest.fixture
+async def estate(own_plane: ControlPlane, helm: Helm, simcloud: SimCloud, tmp_path: Path) -> AsyncIterator[Estate]:
+    kubectl, namespace = kubectl_of(own_plane), f"u-{secrets.token_hex(3)}"
+    kubectl("create", "namespace", namespace)
+    there = replace(helm, kubeconfig=Path(own_plane.home.kubeconfig))
+    async with api_of(own_plane) as api:
+        site = Site(api, namespace, simcloud, simcloud.tenant(), endpoint=simcloud.url)
+        made = Estate(own_plane, there, kubectl, site, tmp_path)
+        yield made
+        for one in made.operators:
+            one.kill()
+        there.run("uninstall", "vmpool", f"--namespace={namespace}", "--ignore-not-found")
+        leave(own_plane, namespace)
+
+
+async def test_one_command_removes_machines_operator_and_definitions(estate: Estate) -> None:
+    await estate.install()
+    await estate.operator()
+    site = estate.site
+    await put(site, "deadletterqueues", "DeadLetterQueue", "failures")
+    await site.build(SIZE, deadLetterQueue="failures")
+    await site.full(SIZE)
+    await bound(site, await ask(site))
+
+    said = estate.uninstall("--yes", "--timeout=90s")
+
+    assert site.alive() == 0
+    assert not estate.definitions()
+    # The user's own Secret, which is held no longer, and what every namespace has.
+    assert estate.left() == {f"secret/{PROVIDER}", "configmap/kube-root-ca.crt", "serviceaccount/default"}
+    assert not [one for one in estate.kubectl("get", "clusterroles", "--output=name").split() if "vmpool" in one]
+    steps = [said.index(step) for step in ("to be removed: ", "1/3 machines", "2/3 operator", "3/3", "done: nothing")]
+    assert steps == sorted(steps)
+    assert "  1 provider left" in said
+    estate.kubectl("delete", "namespace", estate.namespace, "--timeout=45s")
+
+
+async def test_what_somebody_has_stays_and_is_named_until_claims_are_to_end(estate: Estate) -> None:
+    await estate.install()
+    await estate.operator()
+    site = estate.site
+    await site.build(SIZE)
+    await site.full(SIZE)
+    vm, _ = await check_out(site)
+    await has(site, unclaimed=SIZE, claimed=1)
+
+    said = estate.uninstall("--yes", "--timeout=5s", code=1)
+
+    assert "note: 1 VMs are somebody's" in said
+    assert f"PooledVM {estate.namespace}/{vm}: alice has it until " in said
+    assert f"VMPool {estate.namespace}/web: waits for its VMs, 1 of them" in said
+    assert "nothing more was removed; do it again to go on" in said
+    assert "2/3" not in said
+    assert estate.releases() == ["vmpool"]
+    assert estate.definitions()
+    assert site.alive() >= 1
+
+    estate.uninstall("--yes", "--timeout=60s", "--end-claims")
+    assert site.alive() == 0
+    assert not estate.definitions()
+
+
+async def test_without_an_operator_nothing_is_removed_unless_machines_may_stay(estate: Estate) -> None:
+    await estate.install()
+    operator = await estate.operator()
+    site = estate.site
+    await site.build(SIZE)
+    await site.full(SIZE)
+    assert operator.stop() == 0
+
+    said = estate.uninstall("--yes", code=1)
+    assert f"no operator works here (nobody renews lease {estate.namespace}/vmpool-operator)" in said
+    assert "deletionTimestamp" not in (await site.pools.get("web")).ok()["metadata"]
+    machines = {vm["status"]["machineId"] for vm in await site.objects()}
+
+    said = estate.uninstall("--yes", "--abandon", "--timeout=1s")
+    assert site.alive() == SIZE
+    assert all(f"abandoned: machine {PROVIDER}: {machine} " in said for machine in machines)
+    assert not estate.definitions()
+    secret = json.loads(estate.kubectl("get", "secret", PROVIDER, "-n", estate.namespace, "-o", "json"))
+    assert not secret["metadata"].get("finalizers")
+    estate.kubectl("delete", "namespace", estate.namespace, "--timeout=45s")
+
+
+async def test_it_asks_before_it_does_anything(estate: Estate) -> None:
+    await estate.install()
+    await estate.operator()
+    await estate.site.build(1)
+    await estate.site.full(1)
+    said = estate.uninstall(code=1, said="n\n")
+    assert "to be removed: 1 VM, 1 pool, 1 provider, release " in said
+    assert "Aborted" in said
+    assert "deletionTimestamp" not in (await estate.site.pools.get("web")).ok()["metadata"]
+    assert estate.releases() == ["vmpool"]
+    estate.uninstall("--timeout=60s", said="y\n")
+    assert not estate.definitions()
+
+
+async def test_a_release_of_one_namespace_leaves_others_and_the_definitions(estate: Estate) -> None:
+    await estate.install(watchNamespace=estate.namespace)
+    await estate.operator()
+    site, other = estate.site, f"{estate.namespace}-other"
+    estate.kubectl("create", "namespace", other)
+    elsewhere = replace(site, namespace=other)
+    await elsewhere.build(1)
+    await site.build(1)
+    await site.full(1)
+
+    estate.uninstall("--yes", f"--only={estate.namespace}", "--timeout=60s")
+
+    assert site.alive() == 0
+    assert not estate.releases()
+    assert len(estate.definitions()) == 8
+    assert "deletionTimestamp" not in (await elsewhere.pools.get("web")).ok()["metadata"]
+    leave(estate.plane, other)
+
+
+async def test_helm_uninstall_alone_leaves_machines_and_a_new_release_goes_on(estate: Estate) -> None:
+    await estate.install()
+    operator = await estate.operator()
+    site = estate.site
+    await site.build(SIZE)
+    await site.full(SIZE)
+    vm, identity = await check_out(site)
+    await has(site, unclaimed=SIZE, claimed=1)
+    before = {one["metadata"]["uid"]: one["status"]["machineId"] for one in await site.objects()}
+    operator.stop()
+
+    estate.helm.run("uninstall", "vmpool", f"--namespace={estate.namespace}")
+    assert {one["metadata"]["uid"]: one["status"]["machineId"] for one in await site.objects()} == before
+    assert site.alive() == len(before)
+    (await site.vms.merge(vm, {"spec": {"claim": {"id": identity, "tags": {"still": "mine"}}}})).ok()
+
+    await estate.install()
+    await estate.operator()
+    (await site.pools.merge("web", {"spec": {"replicas": SIZE + 1}})).ok()
+    await has(site, unclaimed=SIZE + 1, claimed=1)
+    after = {one["metadata"]["uid"]: one["status"]["machineId"] for one in await site.objects()}
+    assert before.items() <= after.items(), "what was there is there still, with its machine"
+    assert site.alive() == len(after)
+
+
+async def test_credentials_rotate_without_a_restart(estate: Estate) -> None:
+    """The old key is refused from now on; the new one is in the Secret, and nobody tells the operator."""
+    await estate.install()
+    operator = await estate.operator()
+    site = estate.site
+    await site.build(1)
+    await site.full(1)
+    process, fresh = operator.pid, secrets.token_hex(12)
+    status, _ = site.cloud.call("PUT", f"/v1/tenants/{site.tenant.name}", {"key": fresh})
+    assert status < 300
+    kind = site.api.kind("secrets", estate.namespace, api="/api/v1")
+    (await site.pools.merge("web", {"spec": {"replicas": 2}})).ok()
+
+    async def refused() -> bool:
+        conditions = (await site.providers.get(PROVIDER)).ok()["status"]["conditions"]
+        return any((one["type"], one.get("reason")) == ("Stalled", "CredentialsRefused") for one in conditions)
+
+    await wait(refused, "the provider says that its credentials are refused")
+    (await kind.merge(PROVIDER, {"stringData": {"apiKey": fresh}})).ok()
+    rotated = replace(site, tenant=replace(site.tenant, key=fresh))
+    await rotated.full(2)
+    assert operator.pid == process
+    assert operator.running
+    await until(lambda: rotated.alive() == 2, what="both machines are there")
