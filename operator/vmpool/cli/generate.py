@@ -8,7 +8,7 @@ import typer
 import yaml
 
 from vmpool.api.keys import GROUP
-from vmpool.cli import chart, metricspage, reference
+from vmpool.cli import argocd, chart, madefiles, metricspage, reference
 from vmpool.plan.crds import definitions
 
 ROOT: Final = Path(__file__).resolve().parents[3]
@@ -23,6 +23,7 @@ def outputs() -> Mapping[str, str]:
     return {
         **{f"{CRDS}/{name}": text for name, text in crds.items()},
         **chart.outputs(ROOT, crds),
+        **argocd.outputs(ROOT),
         "docs/reference/kinds.md": reference.kinds_page(),
         "docs/reference/lifecycle.md": reference.lifecycle_page(),
         "docs/reference/metrics.md": metricspage.metrics_page(),
@@ -36,37 +37,22 @@ def as_yaml(definition: Mapping[str, object]) -> str:
 
 def stale(root: Path) -> list[str]:
     """Return the files below ``root`` that differ from what the code makes: changed, missing, or no longer made."""
-    wanted = outputs()
-    changed = [path for path, text in wanted.items() if _read(root / path) != text]
-    extra = [path for path in _present(root) if path not in wanted]
-    return sorted([*changed, *extra])
+    return madefiles.stale(root, outputs(), _present(root))
 
 
 def write(root: Path) -> list[str]:
     """Bring the files below ``root`` up to date and return those that were not."""
-    wanted, found = outputs(), stale(root)
-    for path in found:
-        target = root / path
-        if path in wanted:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(wanted[path], encoding="utf-8")
-        else:
-            target.unlink()
-    return found
+    return madefiles.write(root, outputs(), _present(root))
 
 
 def _present(root: Path) -> list[str]:
     return [*(f"{CRDS}/{file.name}" for file in (root / CRDS).glob(f"*.{GROUP}.yaml")), *chart.present(root)]
 
 
-def _read(file: Path) -> str | None:
-    return file.read_text(encoding="utf-8") if file.exists() else None
-
-
 def main(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 if a file is stale.")] = False,
 ) -> None:
-    """Write the files that are made from the code: definitions of our kinds, reference pages, files of the chart."""
+    """Write the files made from the code: definitions of our kinds, reference pages, Argo CD's, the chart's."""
     found = stale(ROOT) if check else write(ROOT)
     for path in found:
         print(f"stale: {path}" if check else f"written: {path}")

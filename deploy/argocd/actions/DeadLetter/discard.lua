@@ -1,0 +1,2 @@
+obj.spec.action = "discard"
+return obj

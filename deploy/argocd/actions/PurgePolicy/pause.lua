@@ -1,0 +1,3 @@
+obj.spec.pauses = obj.spec.pauses or {}
+table.insert(obj.spec.pauses, {name = "argo-cd", reason = "paused in Argo CD"})
+return obj
