@@ -19,17 +19,23 @@ export VMPOOL_MOTO_SERVER := $(MOTO)/bin/moto_server
 PACKAGES := libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qemu-utils dnsmasq-base \
 	busybox-static linux-image-cloud-amd64 pkg-config gcc slapd ldap-utils libldap-dev libsasl2-dev prometheus \
 	faketime
+# What a node needs beside: containers, their network, and a Debian to build the image from.
+NODE_PACKAGES := runc containernetworking-plugins debootstrap debian-archive-keyring nftables iproute2
+AUDIT := $(CACHE)/venvs/audit-$(shell sha256sum requirements/audit.txt | cut -c1-12)
 # Two processes with a control plane each share the first; the second have the machine to themselves.
-TOGETHER := tests/contract tests/control_plane tests/guide
+TOGETHER := tests/contract tests/control_plane tests/guide tests/chart tests/deploy tests/rights
 ALONE := tests/simulation tests/faults tests/crash tests/e2e
 # Which benchmarks, by name; empty is all of them. Medians are over so many pairs of ours and the floor.
 BENCH ?=
 PAIRS ?= 5
-# How long ``make faults-all`` begins new trials, and how many seeds ``make simulate`` plays.
+# Minutes in which ``make faults-all`` and ``make faults`` begin trials, minutes of ``make hammer``, seeds of
+# ``make simulate``.
 MINUTES ?= 60
+SAMPLE ?= 15
+HAMMER ?= 30
 SEEDS ?= 2000
 
-.PHONY: help setup system check test test-guide faults faults-all hammer simulate test-e2e test-crash bench bench-profile plots demo demo-stop generate \
+.PHONY: help setup system check test test-node audit test-guide faults faults-all hammer simulate test-e2e test-crash bench bench-profile plots demo demo-stop generate \
 	requirements format clean
 
 help: ## Show the targets.
@@ -75,8 +81,27 @@ check: setup ## Format, lint, strict types, import contracts, unit tests: under 
 
 test: system setup $(MOTO)/.ready check ## Run every test that a machine without a container engine can.
 	$(BIN)/python -m vmpool dev build
+	$(BIN)/python -m vmpool.dev.helm
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TOGETHER)
 	$(BIN)/python -m pytest $(ALONE)
+	$(BIN)/python -m tests.faults sample --minutes $(SAMPLE) --jobs 8 --state "$$(mktemp -d)/trials.jsonl"
+	@if $(BIN)/python -m vmpool.dev.node --cached; then $(BIN)/python -m pytest -m "not kind" tests/node; \
+		else echo "note: no node's binaries are built; make test-node builds them, and tries the chart on one"; fi
+
+test-node: system setup ## Install the chart on a real node: kubelet and containerd, built once (root, Debian).
+	$(MAKE) PACKAGES="$(NODE_PACKAGES)" system
+	$(BIN)/python -m vmpool dev build
+	$(BIN)/python -m vmpool.dev.helm
+	$(BIN)/python -m vmpool.dev.node
+	$(BIN)/python -m pytest -m "not kind" tests/node
+
+audit: setup $(AUDIT)/.ready ## Ask whether a pinned package has a known weakness.
+	VMPOOL_PIP_AUDIT=$(AUDIT)/bin/pip-audit $(BIN)/python -m vmpool.dev.audit requirements/*.txt
+
+$(AUDIT)/.ready:
+	$(PYTHON) -m venv --clear $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/audit.txt
+	touch $@
 
 test-guide: system setup $(MOTO)/.ready ## Try the operator guide's sentences, one test each.
 	$(BIN)/python -m vmpool dev build
@@ -84,16 +109,16 @@ test-guide: system setup $(MOTO)/.ready ## Try the operator guide's sentences, o
 
 faults: setup ## Break the operator's requests, one trial each: a part of all trials, 15 minutes on two cores.
 	$(BIN)/python -m vmpool dev build
-	$(BIN)/python -m tests.faults sample --minutes 15 --jobs 4 --state "$$(mktemp -d)/trials.jsonl"
+	$(BIN)/python -m tests.faults sample --minutes $(SAMPLE) --jobs 8 --state "$$(mktemp -d)/trials.jsonl"
 
 faults-all: setup ## Every trial that bench/faults/trials.jsonl lacks; MINUTES=60 of them.
 	$(BIN)/python -m vmpool dev build
-	$(BIN)/python -m tests.faults all --minutes $(MINUTES) --jobs 4
+	$(BIN)/python -m tests.faults all --together --minutes $(MINUTES) --jobs 8
 	$(BIN)/python -m tests.faults report
 
-hammer: setup ## Kill operators and gateways every 0.5 to 5 s under checkout load, for MINUTES=30.
+hammer: setup ## Kill operators and gateways every 0.5 to 5 s under checkout load, for HAMMER=30 minutes.
 	$(BIN)/python -m vmpool dev build
-	$(BIN)/python -m tests.faults.hammer --minutes $(MINUTES) --seed 0
+	$(BIN)/python -m tests.faults.hammer --minutes $(HAMMER) --seed 0
 
 simulate: setup ## Play SEEDS=2000 stories of the engine on a virtual clock.
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --jobs 2
@@ -123,8 +148,10 @@ demo: setup ## Show it: a real API server, the operator, a simulated cloud, pool
 demo-stop: setup ## End everything that the demo has started.
 	$(BIN)/python -m vmpool demo --stop
 
-generate: setup ## Write the files that are made from the code: CRDs and reference pages.
+generate: setup ## Write the files that are made from the code: CRDs, reference pages, and the base for Git.
 	$(BIN)/python -m vmpool.cli.generate
+	$(BIN)/python -m vmpool.dev.helm
+	$(BIN)/python -m vmpool.cli.gitbase
 
 format: setup ## Format and fix what can be fixed.
 	$(BIN)/ruff format .
