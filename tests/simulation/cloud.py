@@ -28,6 +28,8 @@ class MachineModel:
     fails: bool
     shown_at: float
     """From when listings show it."""
+    late: bool = False
+    """Its request landed when nobody waited for it any more."""
     state: str = "Creating"
     gone_at: float | None = None
     """When its deletion is done."""
@@ -65,6 +67,8 @@ class CloudModel:
     script: CloudScript
     calm: bool = False
     """No more misfortunes: machines boot."""
+    late: bool = False
+    """Whether whoever sent the present request has given it up."""
     machines: dict[str, MachineModel] = field(default_factory=dict)
     on_made: Callable[[MachineModel], None] = lambda _: None
     on_delete: Callable[[MachineModel], None] = lambda _: None
@@ -127,6 +131,7 @@ class CloudModel:
             running_at=now + self.random.uniform(*self.script.boot),
             fails=not self.calm and self.random.random() < self.script.boot_fails,
             shown_at=now + (0.0 if self.calm else self.random.uniform(0.0, self.script.lag)),
+            late=self.late,
         )
         self.machines[machine.id] = machine
         self.on_made(machine)

@@ -129,7 +129,9 @@ class Net:
             if fate is Fate.KILLED_BEFORE:
                 self.site.kill(who)
                 return
-            self.late_landings += who.dead or fate is Fate.LATE
+            late = who.dead or fate is Fate.LATE
+            self.late_landings += late
+            self.site.cloud.late = late
             result = act()
             if fate is Fate.KILLED_AFTER:
                 self.site.kill(who)

@@ -22,6 +22,19 @@ def test_no_seed_breaks_a_promise(piece: int) -> None:
     assert not failed, f"{failed[:5]}; see: python -m tests.simulation --trace {failed[0][0]}"
 
 
+@pytest.mark.parametrize(
+    ("seed", "what"),
+    [
+        (20871, "a machine lands late, between the last listing and the removal of its object"),
+        (24660, "a finalizer is taken off late, when another leader has written a machine down meanwhile"),
+        (28790, "a redrive and its pool fill the last place at once"),
+        (300047, "a second machine of a VM whose own has vanished, in a cloud without tokens"),
+    ],
+)
+def test_what_broke_a_promise_once_does_so_no_more(seed: int, what: str) -> None:
+    assert not simulate(seed).problem, what
+
+
 @pytest.mark.parametrize("seed", [1, 7, 19, 130])
 def test_a_seed_tells_the_same_story_each_time(seed: int) -> None:
     first, second = (simulate(seed, trace=True, record=True) for _ in range(2))

@@ -56,7 +56,6 @@ class PoolLoop(Loop):
         self.failures = Failures(pool)
         self.durations = Durations()
         self.doing = Doing(self, world.metrics, world.settings.error_pause_seconds)
-        self._creating: dict[str, str] = {}
         self._creates = 0
         self._status_lock = asyncio.Lock()
         self._status_at: datetime | None = None
@@ -122,7 +121,7 @@ class PoolLoop(Loop):
             providers=providers,
             sights=self.world.sights,
             busy=self.doing.keys,
-            creating=tuple(self._creating.values()),
+            creating=self.world.creates.of_pool(pool.uid),
             creation=self.failures.creation,
             outlook=Outlook(self.durations.expected, look_grid(changing)),
             owed=self.failures.owed(vms, now),
@@ -205,9 +204,7 @@ class PoolLoop(Loop):
         self._creates += 1
         key = f"create-{self._creates}"
         where = (seen.pool.namespace, action.provider)
-        # Counted before the first await: the next plan, of any pool, sees the room as taken.
-        self._creating[key] = action.provider
-        self.world.creating[where] = self.world.creating.get(where, 0) + 1
+        self.world.creates.begin(self.uid, where)
 
         async def work() -> None:
             try:
@@ -219,11 +216,7 @@ class PoolLoop(Loop):
                 self.world.events.emit(self._ref(), "Warning", "CreateRefused", f"PooledVM refused: {error.message}")
                 raise
             finally:
-                del self._creating[key]
-                self.world.creating[where] -= 1
-                if self.world.creating[where] == 0 and (view := self.world.views.get(where)) is not None:
-                    # A create that was refused has given its room back, and no object tells of it.
-                    view.wake()
+                self.world.end_create(self.uid, where)
 
         self.doing.start(key, action, work)
 

@@ -87,6 +87,7 @@ def _seen(world: World, letter: Letter) -> Redrive:
         pool=pool,
         vms=world.vms_of_pool(letter.pool_uid),
         waiting=world.waiting(letter.pool_uid),
+        creating=len(world.creates.of_pool(letter.pool_uid)),
         providers={name: view.facts() for name, view in views.items() if view is not None},
     )
 
@@ -101,7 +102,14 @@ async def _carry_out(world: World, decision: Decision, now: datetime) -> Conclud
             return Conclude(LetterPhase.REDRIVEN, destroys(vm), vm.name)
         case Succeed(pool, digest, names, provider, request_id, retry_count):
             want = CreateVM(provider, request_id, retry_count)
-            name = await writes.create_named(world, pool, digest, names, want)
+            where = (pool.namespace, provider)
+            # The pool's own loop plans beside us, and must not fill the same place.
+            world.creates.begin(pool.uid, where)
+            try:
+                name = await writes.create_named(world, pool, digest, names, want)
+            finally:
+                world.end_create(pool.uid, where)
+                world.wake_pool(pool.uid)
             return Conclude(LetterPhase.REDRIVEN, succeeded(name), name)
         case _:
             return decision

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from vmpool.api.conditions import Condition
 from vmpool.api.pool import Failure
+from vmpool.engine.creates import Creates
 from vmpool.engine.facts import ProviderObject
 from vmpool.engine.glances import Glances
 from vmpool.engine.lane import Lane
@@ -113,8 +114,7 @@ class World:
     """What purge policies want removed, by PooledVM uid; the pools' own rounds do it."""
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     """What health policies think, by pool uid."""
-    creating: dict[Key, int] = field(default_factory=dict)
-    """Creates in flight by provider, over all pools: they take room before their objects are there."""
+    creates: Creates = field(default_factory=Creates)
     wake_pool: Callable[[str], None] = lambda _: None
     """Wakes the loop of a pool by uid; set by the engine."""
     forgive: Callable[[str], None] = lambda _: None
@@ -176,7 +176,13 @@ class World:
 
     def taken(self, key: Key) -> int:
         """Return how many machines this provider has been or is being asked for."""
-        return self.vms.count(BY_PROVIDER, key) + self.creating.get(key, 0)
+        return self.vms.count(BY_PROVIDER, key) + self.creates.of_provider(key)
+
+    def end_create(self, pool_uid: str, provider: Key) -> None:
+        """A create has ended; when it was refused it has given its room back, and no object tells of it."""
+        self.creates.end(pool_uid, provider)
+        if not self.creates.of_provider(provider) and (view := self.views.get(provider)) is not None:
+            view.wake()
 
     def pools_naming(self, key: Key) -> list[PoolFacts]:
         """Return the pools that name this provider."""

@@ -282,15 +282,19 @@ async def forget(world: World, vm: VM) -> None:
         await drop_finalizer(world, left)
     except NotFound:
         world.vms.saw_deleted(vm.uid, vm.resource_version)
-    except Conflict:
+    except (Conflict, Invalid):
         await learn(world.vms, vm)
 
 
 async def drop_finalizer(world: World, raw: Json) -> None:
-    """Take our finalizer off a PooledVM by a patch that fails if the list has changed."""
+    """Take our finalizer off a PooledVM by a patch that fails if anything of it has changed.
+
+    It may land late: another one, who led before or believes so, may have written down a machine meanwhile.
+    """
     patch = finalizer_patch(raw, keys.FINALIZER_MACHINE, keep=False)
     if patch:
         meta = raw["metadata"]
+        patch = [{"op": "test", "path": "/metadata/resourceVersion", "value": meta["resourceVersion"]}, *patch]
         world.vms.saw(await world.client.patch_json(POOLEDVMS, meta["namespace"], meta["name"], patch))
 
 

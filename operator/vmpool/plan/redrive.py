@@ -37,6 +37,8 @@ class Redrive:
     """VMs that waiting claims ask the pool for on top."""
     providers: Mapping[str, ProviderFacts] | None = None
     """The pool's providers by name."""
+    creating: int = 0
+    """Creates of the pool in flight: what becomes of them is not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,8 @@ def _succeed(seen: Redrive, pool: PoolFacts, digest: str, names: tuple[str, ...]
     if len(seen.vms) >= pool.spec.max_vms:
         message = f"VMPool {pool.name} has {len(seen.vms)} VMs, and its maxVMs is {pool.spec.max_vms}"
         return Conclude(LetterPhase.NOT_NEEDED, message)
+    if live + seen.creating >= wanted or len(seen.vms) + seen.creating >= pool.spec.max_vms:
+        return Later(f"VMPool {pool.name} is creating {seen.creating} VMs just now")
     provider = _provider(seen, pool)
     if not provider:
         return Later(f"no VMProvider of VMPool {pool.name} takes another machine now")

@@ -132,8 +132,11 @@ class Far:
     async def delete(self, *_: object, **__: object) -> Json:
         return self.left
 
-    async def patch_json(self, *_: object, **__: object) -> Json:
+    async def patch_json(self, *args: object, **__: object) -> Json:
         self.patches += 1
+        # It may land late, when another leader has written a machine down.
+        test = {"op": "test", "path": "/metadata/resourceVersion", "value": "7"}
+        assert test in args[-1], "only this very version is let go"  # type: ignore[operator]
         return self.left
 
     def saw(self, obj: Json) -> None:
@@ -143,7 +146,7 @@ class Far:
 @pytest.mark.parametrize(("machine", "patches"), [("", 1), ("m-7", 0)])
 async def test_an_object_is_not_forgotten_by_proofs_that_are_about_another_machine(machine: str, patches: int) -> None:
     far, sights = Far(machine), Sights()
-    far.left["metadata"] |= {"namespace": "team-a", "name": "vm-1"}
+    far.left["metadata"] |= {"namespace": "team-a", "name": "vm-1", "resourceVersion": "7"}
     for _ in range(2):
         sights.missed("u1", NOW)
     await writes.forget(SimpleNamespace(client=far, vms=far, sights=sights), vm())  # type: ignore[arg-type]

@@ -194,3 +194,27 @@ def test_a_prefix_of_the_pool_is_used() -> None:
     named = pool(spec(hostName={"prefix": "lab-"}))
     assert all(name.startswith("lab-") for name in successor_names(named, LETTER))
     assert isinstance(LETTER, Letter)
+
+
+@pytest.mark.parametrize(
+    ("changes", "free"),
+    [
+        ({"creating": 0}, True),
+        ({"creating": 3}, False),
+        ({"vms": (vm("r1"), vm("r2")), "creating": 1}, False),
+        ({"vms": (vm("q1", Phase.QUARANTINED),), "pool": pool(spec(maxVMs=3)), "creating": 1}, True),
+        (
+            {
+                "vms": (vm("q1", Phase.QUARANTINED), vm("q2", Phase.QUARANTINED)),
+                "pool": pool(spec(maxVMs=3)),
+                "creating": 1,
+            },
+            False,
+        ),
+    ],
+)
+def test_a_place_that_is_being_filled_is_not_filled_twice(changes: dict[str, Any], free: bool) -> None:
+    """Seed 28790 of the simulation: the pool's own create was in flight, and the two made one more than maxVMs."""
+    answer = decide(seen(**changes))
+
+    assert isinstance(answer, Succeed if free else Later), "what is in flight may fail: the letter waits"
