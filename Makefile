@@ -79,7 +79,7 @@ check: setup ## Format, lint, strict types, import contracts, unit tests: under 
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/contract/test_generated.py tests/contract/test_layout.py
 
-test: system setup $(MOTO)/.ready check ## Run every test that a machine without a container engine can.
+test: system setup $(MOTO)/.ready check audit ## Run every test that a machine without a container engine can.
 	$(BIN)/python -m vmpool dev build
 	$(BIN)/python -m vmpool.dev.helm
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TOGETHER)

@@ -73,7 +73,7 @@ def test_ports_are_there_where_something_names_them(helm: Helm, values: Object) 
         container = one(made, "Deployment", each["metadata"]["name"])["spec"]["template"]["spec"]["containers"][0]
         named = {port["name"] for port in container["ports"]}
         assert {port["targetPort"] for port in each["spec"]["ports"]} <= named
-        for probe in ("livenessProbe", "readinessProbe"):
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             assert container.get(probe, {"httpGet": {"port": "http"}})["httpGet"]["port"] in named
     for each in of(made, "ServiceMonitor"):
         service = one(made, "Service", each["metadata"]["name"])

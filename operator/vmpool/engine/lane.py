@@ -13,6 +13,7 @@ from enum import IntEnum, StrEnum
 from typing import TypeVar
 
 from vmpool.api.provider import Circuit, VMProviderSpec
+from vmpool.engine.redaction import Redaction
 from vmpool.plan.circuit import Breaker
 from vmpool.providers.base import Provider
 from vmpool.providers.errors import ProviderError, Unavailable
@@ -95,6 +96,8 @@ class Lane:
         self._metrics = metrics
         self.session: Provider | None = None
         """The verified far side; None while it is unknown or not the one that has our machines."""
+        self.redaction = Redaction()
+        """What must not be in its answers: the values of the Secret that the session was opened with."""
         self._waiters = {Slots.OPERATE: _Waiters(1), Slots.OBSERVE: _Waiters(1)}
         self._timeouts: dict[Slots, timedelta] = {}
         self.breaker = Breaker(1, timedelta())
@@ -150,6 +153,8 @@ class Lane:
 
         What is not ``judged`` tells the circuit breaker nothing: nobody depends on it.
 
+        No answer and no error holds a value of the provider's Secret: it would be shown to everybody.
+
         Raises LaneClosed when it was not made, Unavailable when it took too long, else what the provider raises.
         """
         waiters = self._waiters[slots]
@@ -180,12 +185,13 @@ class Lane:
         began = time.monotonic()
         result = "cancelled"
         try:
-            answer = await self._timed(limit, work, self.session)
+            answer = self.redaction.answer(await self._timed(limit, work, self.session))
             result = "ok"
             if judged:
                 self._judge(None)
             return answer
         except ProviderError as error:
+            self.redaction.error(error)
             result = error.reason
             if judged:
                 self._judge(error)

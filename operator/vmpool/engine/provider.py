@@ -12,6 +12,7 @@ from vmpool.engine.facts import ProviderObject
 from vmpool.engine.glances import Glances
 from vmpool.engine.lane import Lane, LaneClosed, Slots, Urgency
 from vmpool.engine.loop import Done, Loop
+from vmpool.engine.redaction import Redaction
 from vmpool.engine.secrethold import SecretHold
 from vmpool.engine.stragglers import Stragglers
 from vmpool.engine.world import BY_PROVIDER, World
@@ -216,6 +217,7 @@ class ProviderLoop(Loop):
         try:
             secret, self.secret.kept = await farside.read_secret(self.world.client, obj)
             fingerprint = farside.fingerprint(obj, secret)
+            self.lane.redaction = Redaction(secret.values())
             if fingerprint != self._opened_with or self._session is None:
                 await self._close_session()
                 self.verdict = Verdict()
@@ -224,6 +226,7 @@ class ProviderLoop(Loop):
                 self._session, self._opened_with = made, fingerprint
             await self._identify(obj)
         except InvalidConfig as error:
+            self.lane.redaction.error(error)
             await self._refuse(obj, Verdict(error.reason, error.message, stalled=True))
         except CredentialsRefused as error:
             await self._refuse(obj, Verdict(error.reason, error.message, stalled=True))
@@ -258,7 +261,7 @@ class ProviderLoop(Loop):
 
     async def _ask_identity_first(self, session: Provider) -> str:
         asking = Lane(*self.key, self.obj.spec, self.metrics)
-        asking.breaker, asking.session = self.lane.breaker, session
+        asking.breaker, asking.session, asking.redaction = self.lane.breaker, session, self.lane.redaction
         try:
             return await asking.call("identity", Slots.OBSERVE, Urgency.REFILL, lambda p: p.identity())
         finally:

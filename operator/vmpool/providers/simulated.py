@@ -13,7 +13,6 @@ exactly once, by ``tokenMode``:
 """
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -46,7 +45,6 @@ MAX_PAGES: Final = 100_000
 CONSOLE_CHARACTERS: Final = 4096
 """A listing that is longer is taken for a cloud that pages in circles."""
 MAX_QUOTED: Final = 300
-REDACTED: Final = "***"
 """Characters of the cloud's own words in an error message."""
 MAX_RETRY_AFTER: Final = timedelta(hours=1)
 
@@ -129,11 +127,11 @@ class SimulatedProvider:
     async def ensure(self, want: MachineRequest) -> Machine:
         """Make the machine, or return the one already made for this token."""
         if self._config.token_mode is TokenMode.TOKEN:
-            return self._machine(await self._call("POST", "v1/machines", _create_body(want, want.token)))
+            return _machine(await self._call("POST", "v1/machines", _create_body(want, want.token)))
         if found := await self._settled(want.token):
             return found
         try:
-            made = self._machine(await self._call("POST", "v1/machines", _create_body(want, None)))
+            made = _machine(await self._call("POST", "v1/machines", _create_body(want, None)))
         except Unavailable:
             if found := await self._settled(want.token):
                 return found
@@ -142,7 +140,7 @@ class SimulatedProvider:
 
     async def get(self, machine_id: str) -> Machine:
         """Return one machine of ours."""
-        machine = self._machine(await self._call("GET", _path(machine_id)))
+        machine = _machine(await self._call("GET", _path(machine_id)))
         if machine.tags.get(keys.TAG_INSTALL) != self._install_id:
             raise MachineNotFound(f"machine {machine_id} is not of this install")
         return machine
@@ -154,11 +152,11 @@ class SimulatedProvider:
     async def machines(self) -> AsyncIterator[Machine]:
         """Yield every machine with our install tag, ``pageSize`` at a time."""
         async for document in self._pages([(keys.TAG_INSTALL, self._install_id)]):
-            yield self._machine(document)
+            yield _machine(document)
 
     async def adopt(self, machine_id: str, tags: Mapping[str, str]) -> Machine:
         """Put tags on a machine, ours or not."""
-        return self._machine(await self._call("PUT", f"{_path(machine_id)}/tags", {"tags": dict(tags)}))
+        return _machine(await self._call("PUT", f"{_path(machine_id)}/tags", {"tags": dict(tags)}))
 
     async def delete(self, machine_id: str) -> Deletion:
         """Start or follow a deletion; the cloud itself checks our install tag in the same step."""
@@ -175,7 +173,7 @@ class SimulatedProvider:
     async def console(self, machine_id: str) -> str:
         """Return the end of what a machine has printed."""
         answer = await self._call("GET", f"{_path(machine_id)}/console")
-        text = str(answer.get("console") or "").replace(self._key, REDACTED)
+        text = str(answer.get("console") or "")
         return "".join(one for one in text if one.isprintable() or one in "\n\t")[-CONSOLE_CHARACTERS:]
 
     async def close(self) -> None:
@@ -195,7 +193,7 @@ class SimulatedProvider:
     async def _of_token(self, token: str) -> list[Machine]:
         """Return our machines of the token: those that stay first, and among them the oldest first."""
         tags = [(keys.TAG_UID, token), (keys.TAG_INSTALL, self._install_id)]
-        found = [(_created_at(document), self._machine(document)) async for document in self._pages(tags)]
+        found = [(_created_at(document), _machine(document)) async for document in self._pages(tags)]
         found.sort(key=lambda pair: (pair[1].state is MachineState.DELETING, pair[0], pair[1].id))
         return [machine for _, machine in found]
 
@@ -249,12 +247,7 @@ class SimulatedProvider:
 
     def _told(self, text: str) -> str:
         """Return the text fit for users: short, and without our key, which a proxy may quote."""
-        return text.replace(self._key, REDACTED)[:MAX_QUOTED]
-
-    def _machine(self, document: Any) -> Machine:
-        """Return a machine as the cloud describes it; what it says of it in words is without our key too."""
-        found = _machine(document)
-        return replace(found, message=found.message.replace(self._key, REDACTED)) if found.message else found
+        return text.replace(self._key, "***")[:MAX_QUOTED]
 
     def _refusal(self, status: int, headers: Mapping[str, str], content: bytes) -> ProviderError:
         code, words = _error(content)
