@@ -6,24 +6,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.toolchains import assert_pinned, broken_go
 from vmpool.dev import helm as tools
 from vmpool.dev.binaries import cached_folder
 from vmpool.dev.errors import BuildFailed
-from vmpool.dev.helm import CHART_TOOLS_MODULE, RECIPE, ChartTools
+from vmpool.dev.helm import RECIPE, ChartTools
 from vmpool.dev.progress import Progress
 
-GO_MOD = CHART_TOOLS_MODULE.joinpath("go.mod").read_text()
 ASK_SECONDS = 30
 
 
 def test_every_program_is_a_tool_of_go_mod_and_its_module_is_pinned_by_a_sum() -> None:
-    sums = CHART_TOOLS_MODULE.joinpath("go.sum").read_text()
-    for target in RECIPE.targets:
-        assert f"\t{target.package}\n" in GO_MOD
-        module = target.package.split("/cmd/")[0]
-        (line,) = [line for line in GO_MOD.splitlines() if line.strip().startswith(f"{module} v")]
-        version = line.split()[1]
-        assert f"{module} {version} h1:" in sums
+    assert_pinned(RECIPE)
 
 
 def test_they_lie_apart_from_the_control_plane(tmp_path: Path) -> None:
@@ -33,14 +27,7 @@ def test_they_lie_apart_from_the_control_plane(tmp_path: Path) -> None:
 
 
 def test_a_failed_build_leaves_no_program_and_says_why(tmp_path: Path) -> None:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    go = folder / "go"
-    go.write_text(
-        '#!/bin/sh\n[ "$1" = version ] && echo "go version go9.9.9" && exit 0\necho "no such module" >&2; exit 1\n'
-    )
-    go.chmod(0o755)
-    environ = {"PATH": f"{folder}:/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environ = broken_go(tmp_path)
     with pytest.raises(BuildFailed, match="no such module"):
         tools.ensure(environ, Progress(Console(quiet=True)))
     assert not ChartTools(tools.tools_folder(environ)).helm.exists()

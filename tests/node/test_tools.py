@@ -1,11 +1,11 @@
 """The programs of a node: pinned, of the control plane's version, whole or not there. No root needed."""
 
-import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.toolchains import assert_pinned, broken_go
 from vmpool.dev import node
 from vmpool.dev.binaries import MODULE, cached_folder
 from vmpool.dev.build import Recipe, kubernetes_version
@@ -15,13 +15,7 @@ from vmpool.dev.progress import Progress
 
 @pytest.mark.parametrize("recipe", node.RECIPES, ids=lambda recipe: recipe.module.name)
 def test_every_program_is_a_tool_of_go_mod_and_its_module_is_pinned_by_a_sum(recipe: Recipe) -> None:
-    go_mod = (recipe.module / "go.mod").read_text()
-    sums = (recipe.module / "go.sum").read_text()
-    for target in recipe.targets:
-        assert re.search(rf"^(tool |\t){re.escape(target.package)}$", go_mod, re.MULTILINE)
-        module = target.package.split("/cmd/")[0]
-        (version,) = re.findall(rf"^\s*{re.escape(module)} (v\S+)", go_mod, re.MULTILINE)
-        assert f"{module} {version} h1:" in sums
+    assert_pinned(recipe)
 
 
 def test_the_node_is_of_the_control_planes_version() -> None:
@@ -41,14 +35,7 @@ def test_they_lie_apart_from_each_other_and_the_control_plane(tmp_path: Path) ->
 
 
 def test_a_failed_build_leaves_no_program_and_says_why(tmp_path: Path) -> None:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    go = folder / "go"
-    go.write_text(
-        '#!/bin/sh\n[ "$1" = version ] && echo "go version go9.9.9" && exit 0\necho "no such module" >&2; exit 1\n'
-    )
-    go.chmod(0o755)
-    environ = {"PATH": f"{folder}:/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environ = broken_go(tmp_path)
     with pytest.raises(BuildFailed, match="no such module"):
         node.ensure(environ, Progress(Console(quiet=True)))
     assert not node.tools(environ).program("kubelet").exists()

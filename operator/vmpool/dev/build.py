@@ -7,13 +7,14 @@ compiled stays in Go's own cache.
 import re
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmpool.dev.binaries import MODULE, Binaries, cache_folder, cached_folder, find, missing_in
-from vmpool.dev.errors import BuildFailed
+from vmpool.dev.errors import BuildFailed, DevError
 from vmpool.dev.files import draft_of, locked
 from vmpool.dev.progress import Progress
 from vmpool.dev.toolchain import ensure_go
@@ -86,6 +87,17 @@ def build_missing(recipe: Recipe, folder: Path, environ: Mapping[str, str], prog
         on_wait=lambda: progress.note(f"another process builds {recipe.what}; waiting for it"),
     ):
         _build_missing(recipe, folder, environ, progress)
+
+
+def print_folders(build: Callable[[], Iterable[Path]], progress: Progress) -> int:
+    """Print where what was built lies, a line each, or why it was not; return the process's exit code, 0 or 1."""
+    try:
+        found = list(build())
+    except DevError as error:
+        progress.note(f"error: {error}")
+        return 1
+    sys.stdout.write("".join(f"{folder}\n" for folder in found))
+    return 0
 
 
 def kubernetes_version(go_mod: str) -> str:

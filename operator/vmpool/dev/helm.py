@@ -13,8 +13,7 @@ from typing import Final
 from rich.console import Console
 
 from vmpool.dev.binaries import cache_folder, cache_key
-from vmpool.dev.build import Recipe, Target, build_missing
-from vmpool.dev.errors import DevError
+from vmpool.dev.build import Recipe, Target, build_missing, print_folders
 from vmpool.dev.progress import Progress
 
 CHART_TOOLS_MODULE: Final = Path(__file__).parent / "charttools"
@@ -64,13 +63,7 @@ def ensure(environ: Mapping[str, str], progress: Progress) -> ChartTools:
 def main() -> int:
     """``python -m vmpool.dev.helm``: build what is missing and print the folder; 1 with the reason when it fails."""
     progress = Progress(Console(stderr=True))
-    try:
-        tools = ensure(os.environ, progress)
-    except DevError as error:
-        progress.note(f"error: {error}")
-        return 1
-    sys.stdout.write(f"{tools.folder}\n")
-    return 0
+    return print_folders(lambda: [ensure(os.environ, progress).folder], progress)
 
 
 if __name__ == "__main__":

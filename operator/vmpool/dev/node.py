@@ -9,15 +9,14 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
 from vmpool.dev.binaries import cache_folder, cache_key, missing_in
-from vmpool.dev.build import Recipe, Target, build_missing, kubernetes_version, linker_flags
-from vmpool.dev.errors import DevError
+from vmpool.dev.build import Recipe, Target, build_missing, kubernetes_version, linker_flags, print_folders
 from vmpool.dev.progress import Progress
 
 KUBERNETES_MODULE: Final = Path(__file__).parent / "nodetools" / "kubernetes"
@@ -114,13 +113,7 @@ def main(argv: Sequence[str]) -> int:
         if missing := lacking(os.environ):
             progress.note(f"not built yet: {', '.join(missing)}; python -m vmpool.dev.node builds them")
         return 1 if missing else 0
-    try:
-        found = ensure(os.environ, progress)
-    except DevError as error:
-        progress.note(f"error: {error}")
-        return 1
-    sys.stdout.write(f"{found.kubernetes}\n{found.containerd}\n{found.coredns}\n")
-    return 0
+    return print_folders(lambda: astuple(ensure(os.environ, progress)), progress)
 
 
 if __name__ == "__main__":
