@@ -85,6 +85,10 @@ MATRIX: Final[dict[str, Object]] = {
     "one namespace": {"watchNamespace": "vmpool", "gateway": {"settings": {"authorization": "open"}}},
     "another namespace": {"watchNamespace": "default", "rbac": {"clusterRest": True}, "crds": {"enabled": False}},
     "another name": {"fullnameOverride": "machines", "nameOverride": "vms", "crds": {"keep": False}},
+    "OpenShift": {
+        "podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None},
+        "networkPolicy": {"enabled": True, "dnsPorts": [53, 5353]},
+    },
     "monitored": {"monitoring": MONITORED, "gateway": {"tls": {"secretName": "tls"}}},
 }
 FOREIGN: Final = ("ServiceMonitor", "PrometheusRule")

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -105,6 +105,34 @@ def test_pods_hold_nothing_they_do_not_need(helm: Helm, values: Object) -> None:
         }
     for each in of(made, "ServiceAccount"):
         assert each["automountServiceAccountToken"] is False
+
+
+SECURE: Final = {
+    "runAsNonRoot": True,
+    "runAsUser": 65532,
+    "runAsGroup": 65532,
+    "fsGroup": 65532,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+NUMBERS: Final = {"runAsUser": None, "runAsGroup": None, "fsGroup": None}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        pytest.param({}, SECURE, id="default"),
+        pytest.param(
+            NUMBERS, {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}, id="the cluster chooses"
+        ),
+        pytest.param({"fsGroup": 1000}, {**SECURE, "fsGroup": 1000}, id="another number"),
+        pytest.param({"supplementalGroups": [7]}, {**SECURE, "supplementalGroups": [7]}, id="one more key"),
+    ],
+)
+def test_as_whom_pods_run_can_be_told(helm: Helm, given: Object, wanted: Object) -> None:
+    made = pods(helm.template({"podSecurityContext": given}))
+    assert len(made) == 5
+    for pod in made.values():
+        assert pod["spec"]["securityContext"] == wanted
 
 
 @pytest.mark.parametrize("values", ROWS)
@@ -212,6 +240,17 @@ def test_the_network_is_closed_but_for_what_is_told(helm: Helm) -> None:
         "to"
     ]
     assert open_to[0]["ipBlock"] == {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}
+
+
+@pytest.mark.parametrize(("given", "wanted"), [({}, [53]), ({"dnsPorts": [53, 5353]}, [53, 5353])])
+def test_names_are_asked_for_where_the_cluster_answers(helm: Helm, given: Object, wanted: list[int]) -> None:
+    policies = of(helm.template({"networkPolicy": {"enabled": True, **given}}), "NetworkPolicy")
+    asking = [each for each in policies if "Egress" in each["spec"]["policyTypes"] and each["spec"].get("egress")]
+    assert {each["metadata"]["name"] for each in asking} == {"vmpool-operator", "vmpool-gateway"}
+    for each in asking:
+        assert each["spec"]["egress"][0] == {
+            "ports": [{"port": port, "protocol": protocol} for port in wanted for protocol in ("UDP", "TCP")]
+        }
 
 
 def test_what_the_user_adds_wins_where_nothing_rests_on_it(helm: Helm) -> None:

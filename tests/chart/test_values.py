@@ -34,6 +34,8 @@ WRONG = [
     pytest.param({"image": {"digest": "latest"}}, "at '/image/digest'", id="no digest"),
     pytest.param({"imagePullSecrets": ["mine"]}, "at '/imagePullSecrets/0'", id="in a list"),
     pytest.param({"watchNamespace": "Team_A"}, "at '/watchNamespace'", id="no namespace"),
+    pytest.param({"networkPolicy": {"dnsPorts": []}}, "at '/networkPolicy/dnsPorts'", id="no port"),
+    pytest.param({"podSecurityContext": 1000}, "at '/podSecurityContext'", id="no piece"),
     pytest.param({"commonLabels": {"a": 1}}, "at '/commonLabels/a': got number, want string", id="label"),
 ]
 
@@ -74,7 +76,7 @@ def inside_a_piece(lines: list[str], number: int) -> bool:
         own = len(above) - len(above.lstrip())
         if own < depth:
             depth = own
-            if above.strip() in {"resources:", "labels:"}:
+            if above.strip() in {"resources:", "labels:", "podSecurityContext:"}:
                 return True
     return False
 

@@ -128,14 +128,14 @@ annotations:
   {{- merge dict $own.podAnnotations (dict "kubectl.kubernetes.io/default-container" .part) | toYaml | nindent 2 }}
 {{- end -}}
 
-{{/* What a pod has to be for the restricted profile. */}}
+{{/* What a pod has to be; by default it fits the restricted profile. */}}
 {{- define "vmpool.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-seccompProfile:
-  type: RuntimeDefault
+{{- /* Not every Helm takes null out of the values; to the server it is no number. */}}
+{{- $kept := dict -}}
+{{- range $key, $value := .Values.podSecurityContext -}}
+{{- if not (kindIs "invalid" $value) }}{{ $_ := set $kept $key $value }}{{ end -}}
+{{- end -}}
+{{- toYaml $kept -}}
 {{- end -}}
 
 {{- define "vmpool.containerSecurity" -}}

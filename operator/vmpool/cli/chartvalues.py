@@ -252,6 +252,8 @@ class NetworkPolicy(Values):
     """Make NetworkPolicies. They need a network that holds pods to them."""
     api_server: ApiServer = ApiServer()
     """Where the API server is, as pods see it behind its Service."""
+    dns_ports: list[Port] = Field(default=[53], min_length=1)
+    """Ports of the pods that answer for names, behind their Service: OpenShift's listen on 5353."""
     egress: list[Piece] = Field(default_factory=list)
     """Rules for what the operator must reach besides: providers, machines that are probed, archives."""
     gateway_egress: list[Piece] = Field(default_factory=list)
@@ -330,6 +332,16 @@ class Chart(Values):
     """Where the image lies; it is the same for all pods."""
     image_pull_secrets: list[LocalName] = Field(default_factory=list)
     """Secrets with which nodes pull it."""
+    pod_security_context: Piece = Field(
+        default={
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "fsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+    )
+    """As whom all pods run. null leaves a key out: OpenShift gives runAsUser, runAsGroup and fsGroup numbers itself."""
     common_labels: Labels = Field(default_factory=dict)
     """Labels of every object."""
     common_annotations: Labels = Field(default_factory=dict)
