@@ -150,8 +150,39 @@ def test_no_role_for_people_may_write_what_is_believed(helm: Helm) -> None:
                 assert not [each for each in rule["resources"] if each.endswith("/status")]
     may = {name: rules(made)["ClusterRole", f"vmpool-{name}"] for name in ("view", "edit", "admin")}
     assert set(may["view"]) < set(may["edit"]) < set(may["admin"])
-    writers = [name for name, held in may.items() if any("vmproviders" in rule and "create" in rule for rule in held)]
-    assert writers == ["admin"]
+
+
+def names_a_secret(schema: Any) -> bool:
+    """Whether a field below, at any depth, is the name of a Secret."""
+    if isinstance(schema, list):
+        return any(map(names_a_secret, schema))
+    if not isinstance(schema, dict):
+        return False
+    fields = schema.get("properties", {})
+    return any("secret" in field.lower() for field in fields) or any(map(names_a_secret, schema.values()))
+
+
+def test_what_names_a_secret_is_for_admins_to_write(helm: Helm) -> None:
+    made = installed(helm)
+    naming = {
+        each["spec"]["names"]["plural"]
+        for each in definitions().values()
+        for version in each["spec"]["versions"]
+        if names_a_secret(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
+    }
+    assert naming == {"vmproviders", "deadletterqueues"}
+    written_by = {
+        role: {
+            resource
+            for rule in one(made, "ClusterRole", f"vmpool-{role}")["rules"]
+            if set(rule["verbs"]) & {"create", "update", "patch"}
+            for resource in rule["resources"]
+        }
+        for role in ("view", "edit", "admin", "claimer")
+    }
+    assert naming <= written_by.pop("admin")
+    for role, writes in written_by.items():
+        assert not naming & writes, role
 
 
 @pytest.mark.parametrize("asked", [False, True])
