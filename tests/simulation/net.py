@@ -15,6 +15,7 @@ import orjson
 
 from tests.simulation.api import Answer
 from tests.simulation.clock import VirtualLoop
+from vmpool.api import keys
 from vmpool.kube.client import Client
 from vmpool.kube.errors import KubeError, OutcomeUnknown, ServerError, Unreachable, error_from_answer
 from vmpool.kube.transport import ClientSettings, Request
@@ -81,6 +82,8 @@ class Party:
         self.dead = False
         self.held_until = 0.0
         """Nothing reaches it before: its process is stopped, or its network is."""
+        self.listed_at = -1.0
+        """When the cloud made the last complete listing that it has had an answer to."""
 
 
 class Net:
@@ -159,9 +162,10 @@ class Wire:
 
     async def send(self, request: Request) -> bytes:
         """Return the body of a success; raises as ``Transport.send`` does."""
-        api, net = self._site.api, self._site.net
+        api, net, listed_at = self._site.api, self._site.net, self._who.listed_at
 
         def act() -> Answer:
+            self._site.witness.proven_at = listed_at
             return api.handle(
                 request.method, request.path, request.query, request.body, request.content_type, who=self._who.name
             )
@@ -289,15 +293,29 @@ class Session(SimulatedProvider):
             code = random.choice([429, 500, 503])
             return code, {"error": {"code": "Trouble", "message": "not now"}}
 
-        answer = await self._site.net.ask(self._who, what, lambda: cloud.handle(method, path, body, params), refuse)
+        landed_at = 0.0
+
+        def act() -> Answer:
+            nonlocal landed_at
+            landed_at = cloud.now()
+            return cloud.handle(method, path, body, params)
+
+        answer = await self._site.net.ask(self._who, what, act, refuse)
         if isinstance(answer, Lost):
             raise Unavailable("no answer")
         status, document = answer
+        if (method, path, status) == ("GET", "v1/machines", 200) and not _asks_for_one(params):
+            self._who.listed_at = landed_at
         if method != "GET":
             self._site.tell(f"  cloud {status} {self._who.name} {what()} {document.get('id', '')}")
         if status < 300:
             return document
         raise self._refusal(status, {}, orjson.dumps(document))
+
+
+def _asks_for_one(params: Mapping[str, str] | list[tuple[str, str]] | None) -> bool:
+    values = params.values() if isinstance(params, Mapping) else [value for _, value in params or ()]
+    return any(value.startswith(f"{keys.TAG_UID}=") for value in values)
 
 
 @dataclass(frozen=True)

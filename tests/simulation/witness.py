@@ -5,11 +5,9 @@ The numbers of the promises (design, section 2) stand beside each check.
 
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from tests.simulation.api import Event
-from tests.simulation.clock import EPOCH
 from tests.simulation.cloud import MachineModel
 from vmpool.api import keys
 from vmpool.kube.resource import Json
@@ -36,6 +34,8 @@ class Witness:
     """The PooledVM uid that was claimed with each machine, by machine id."""
     letters: set[tuple[str, int]] = field(default_factory=set)
     """Every failure that ever got a letter: uid and attempt of its VM. Letters expire, and are trimmed."""
+    proven_at: float = -1.0
+    """When the cloud made the last listing that whoever sent the present request had in hand."""
     handed: dict[str, str] = field(default_factory=dict)
     """What the gateway told its users: the claim id by PooledVM uid."""
 
@@ -125,14 +125,14 @@ class Witness:
             # forgets the object. The machine is a straggler then, and must not be there at the end.
             return
         # Seeds 1774, 725: an id that was never recorded, and listings that lag, leave a straggler for the sweep.
-        # Seed 20871: nor can anybody have seen one that landed late, and after the last look.
-        script, ended = self.site.cloud.script, datetime.fromisoformat(vm["status"]["phaseSince"])
+        script = self.site.cloud.script
         recorded = {vm["status"].get("machineId"), (vm["spec"].get("adopt") or {}).get("machineId")} - {None}
+        # Seed 20871: nor can anybody have seen one that landed late, and after the listing that proved its absence.
         left = [
             one.id
             for one in self.site.cloud.alive()
             if one.id in recorded
-            or (one.uid == uid and script.tokens and not script.lag and not (one.late and _made_at(one) > ended))
+            or (one.uid == uid and script.tokens and not script.lag and not (one.late and one.born > self.proven_at))
         ]
         if left:
             self.fail(f"P1: {name} is gone and its machines {left} are not")
@@ -213,7 +213,3 @@ class Witness:
         if claims := api.all("vmclaims"):
             return f"VMClaim {claims[0]['metadata']['name']} is {claims[0]['status'].get('phase')}"
         return ""
-
-
-def _made_at(machine: MachineModel) -> datetime:
-    return EPOCH + timedelta(seconds=machine.born)

@@ -48,6 +48,7 @@ class QueueLoop(Loop):
         self.key = (obj.namespace, obj.name)
         failed = world.metrics.reliability.archive_errors.labels(*self.key).inc
         self.shelf = Shelf(*self.key, world.settings, failed, self._secret)
+        self._began = world.now()
         self._looked: tuple[int, datetime] | None = None
         self._status_at: datetime | None = None
         self._waiting: dict[str, tuple[datetime, str]] = {}
@@ -110,7 +111,7 @@ class QueueLoop(Loop):
         most = self.settings.letters_per_round
         hold = timedelta(seconds=self.settings.discard_hold_seconds)
         # Those that wait stand in nobody's way, and are looked at again after a pause, not at once.
-        settled = [one for one in plan.discard if is_settled(one, self.world.vm(one.vm_uid), now, hold)]
+        settled = [one for one in plan.discard if is_settled(one, self.world.vm(one.vm_uid), now, self._began, hold)]
         self._beaten = len(settled) < len(plan.discard)
         for letter in settled[:most]:
             if await self._delete(letter):

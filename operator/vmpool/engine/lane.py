@@ -185,13 +185,15 @@ class Lane:
         began = time.monotonic()
         result = "cancelled"
         try:
-            answer = self.redaction.answer(await self._timed(limit, work, self.session))
+            # This very session's, although another one may be open when the answer comes.
+            redaction = self.redaction
+            with redaction.guard():
+                answer = redaction.answer(await self._timed(limit, work, self.session))
             result = "ok"
             if judged:
                 self._judge(None)
             return answer
         except ProviderError as error:
-            self.redaction.error(error)
             result = error.reason
             if judged:
                 self._judge(error)

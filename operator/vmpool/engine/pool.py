@@ -208,15 +208,14 @@ class PoolLoop(Loop):
 
         async def work() -> None:
             try:
-                await writes.create_vm(self.world, seen.pool, seen.digest, action)
+                with self.world.ends_create(self.uid, where):
+                    await writes.create_vm(self.world, seen.pool, seen.digest, action)
                 self.failures.paid(action.request_id)
             except (Invalid, Forbidden) as error:
                 # A quota or an admission policy: it will say no again, so ask less and less often, and say why.
                 self.failures.refused(seen.pool, self.world.now())
                 self.world.events.emit(self._ref(), "Warning", "CreateRefused", f"PooledVM refused: {error.message}")
                 raise
-            finally:
-                self.world.end_create(self.uid, where)
 
         self.doing.start(key, action, work)
 

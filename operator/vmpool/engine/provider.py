@@ -129,7 +129,7 @@ class ProviderLoop(Loop):
             return "", f"the console was not read within {limit.total_seconds():g} s"
         except ProviderError as error:
             return "", f"the console could not be read: {error.message}"
-        return text, ""
+        return self.lane.redaction.text(text), ""
 
     # --- one round -------------------------------------------------------------------------------
 
@@ -175,6 +175,10 @@ class ProviderLoop(Loop):
         if told is None or (told.usable, told.reason) != (self._told.usable, self._told.reason):
             log.info("provider_verdict", provider=str(self), reason=self._told.reason, why=self._told.message)
         self._wake_pools()
+
+    def room_is_back(self) -> None:
+        """Called when a create has ended without an object."""
+        self._tell_again()
 
     def _tell_again(self) -> None:
         """For a while it was something else than what is told: who looked then must look again."""
@@ -222,11 +226,11 @@ class ProviderLoop(Loop):
                 await self._close_session()
                 self.verdict = Verdict()
                 self._listed_at = None
-                made = registry.open_provider(obj.spec.type, obj.spec.config, secret, self.world.install_id)
+                with self.lane.redaction.guard():
+                    made = registry.open_provider(obj.spec.type, obj.spec.config, secret, self.world.install_id)
                 self._session, self._opened_with = made, fingerprint
             await self._identify(obj)
         except InvalidConfig as error:
-            self.lane.redaction.error(error)
             await self._refuse(obj, Verdict(error.reason, error.message, stalled=True))
         except CredentialsRefused as error:
             await self._refuse(obj, Verdict(error.reason, error.message, stalled=True))

@@ -5,12 +5,15 @@ sent. What is said ends up in status, events, dead letters and logs, so every an
 calls go through, whoever wrote the plug-in.
 """
 
-from collections.abc import Iterable
+import base64
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, TypeVar, cast
+from urllib.parse import quote
 
 from vmpool.providers.base import Machine
-from vmpool.providers.errors import ProviderError
+from vmpool.providers.errors import ProviderError, Unavailable
 
 T = TypeVar("T")
 
@@ -21,14 +24,24 @@ LEAST_LINE: Final = 20
 """A line of a longer value, a key in PEM say, that is as long as this is a secret by itself."""
 
 
+class PluginBroken(Unavailable):
+    """A plug-in raised something else than the errors of ``providers.errors``."""
+
+    reason = "PluginBroken"
+
+
 class Redaction:
-    """Hides the values of one Secret, each of its longer lines too, in what is shown to people."""
+    """Hides the values of Secrets in what is shown to people: whole, each longer line, in Base64 and in a URL.
+
+    Not what is only a part of a value, a password in a file of settings say.
+    """
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         found: set[str] = set()
         for value in values:
             whole = value.strip()
-            found |= {whole} if len(whole) >= LEAST else set()
+            if len(whole) >= LEAST:
+                found |= {whole, base64.b64encode(whole.encode()).decode(), quote(whole, safe="")}
             found |= {line.strip() for line in whole.splitlines() if len(line.strip()) >= LEAST_LINE}
         # The longest first: a value that holds another one goes as a whole.
         self._values = tuple(sorted(found, key=lambda value: (-len(value), value)))
@@ -40,25 +53,47 @@ class Redaction:
         return text
 
     def answer(self, answer: T) -> T:
-        """Return what a provider answered, cleaned where it is words: a text, a machine's message, in lists too."""
+        """Return what a provider answered, a machine's message cleaned, in lists too.
+
+        Only words for people: an id or an identity is compared with what it was before, and stays what it is.
+        """
         cleaned: Any = answer
         match answer:
-            case str():
-                cleaned = self.text(answer)
             case Machine(message=message) if message:
                 cleaned = replace(answer, message=self.text(message))
             case list():
                 cleaned = [self.answer(each) for each in answer]
         return cast("T", cleaned)
 
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Clean what leaves the block as an error; a mistake of a plug-in that tells a value becomes PluginBroken."""
+        try:
+            yield
+        except ProviderError as error:
+            self.error(error)
+            raise
+        except Exception as error:
+            if not self._tells(error):
+                raise
+            raise PluginBroken(f"{type(error).__name__}: {self.text(str(error))}") from None
+
+    def _tells(self, error: BaseException) -> bool:
+        found: BaseException | None = error
+        while found is not None:
+            if self.text(str(found)) != str(found):
+                return True
+            found = found.__cause__ or found.__context__
+        return False
+
     def error(self, error: ProviderError) -> None:
         """Clean an error where it is. What it came from goes if it held a value: a log would print it too."""
         error.message = self.text(error.message)
         error.args = tuple(self.text(arg) if isinstance(arg, str) else arg for arg in error.args)
-        seen: BaseException | None = error
-        while seen is not None:
-            cause = seen.__cause__ or seen.__context__
+        told: BaseException | None = error
+        while told is not None:
+            cause = told.__cause__ or told.__context__
             if cause is not None and self.text(str(cause)) != str(cause):
-                seen.__cause__ = seen.__context__ = None
+                told.__cause__ = told.__context__ = None
                 return
-            seen = cause
+            told = cause

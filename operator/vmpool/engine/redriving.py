@@ -106,9 +106,9 @@ async def _carry_out(world: World, decision: Decision, now: datetime) -> Conclud
             # The pool's own loop plans beside us, and must not fill the same place.
             world.creates.begin(pool.uid, where)
             try:
-                name = await writes.create_named(world, pool, digest, names, want)
+                with world.ends_create(pool.uid, where):
+                    name = await writes.create_named(world, pool, digest, names, want)
             finally:
-                world.end_create(pool.uid, where)
                 world.wake_pool(pool.uid)
             return Conclude(LetterPhase.REDRIVEN, succeeded(name), name)
         case _:

@@ -47,6 +47,7 @@ class Sights(Mapping[str, Sight]):
             misses=0,
             missed_at=None,
             unlisted=False,
+            namesake=False,
             claim_tag=machine.tags.get(keys.TAG_CLAIM, ""),
         )
 
@@ -95,16 +96,17 @@ class Sights(Mapping[str, Sight]):
         news = False
         for vm in vms:
             known = vm.machine_id or vm.adopt
-            # Once its id is written down no other machine will do, whatever token that one has: a second one, of a
-            # cloud that makes one for each try, is not what somebody was given.
+            # Once its id is written down no other machine stands for it, whatever token that one has: a second one, of
+            # a cloud that makes one for each try, is not what somebody was given.
             machine = machines.get(known) if known else tokens.get(vm.uid)
+            namesake = bool(known) and vm.uid in tokens
             sight = self.of(vm.uid)
             if machine is None:
                 if vm.created_at < began and (vm.machine_id or sight.misses):
                     # Missing again is news as well: when a listing began is part of the proof.
                     news = True
-                    if not sight.unlisted:
-                        self._change(vm.uid, unlisted=True)
+                    if (sight.unlisted, sight.namesake) != (True, namesake):
+                        self._change(vm.uid, unlisted=True, namesake=namesake)
             elif sight.looked_at is None or sight.looked_at < began:
                 news = self._see_listed(vm.uid, sight, machine, began) or news
         return news

@@ -7,7 +7,7 @@ destroyed here: a straggler gets an object with ``spec.adopt``, and from then on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from vmpool.engine.world import World
 from vmpool.kube.errors import AlreadyExists, Forbidden, NamespaceTerminating
 from vmpool.kube.kinds import POOLEDVMS
 from vmpool.kube.resource import Json
+from vmpool.plan.lifecycle import Phase
 from vmpool.plan.snapshot import VM
 from vmpool.providers.base import Machine
 from vmpool.telemetry import logs
@@ -44,8 +45,9 @@ class Stragglers:
 
     async def look(self, machines: Sequence[Machine], began: datetime) -> None:
         """Judge one complete listing: two sightings the grace apart and a quorum list before any is taken in."""
+        listed = {machine.id for machine in machines}
         recorded = {found for vm in self._world.vms_of_provider(self._loop.key) for found in (vm.machine_id, vm.adopt)}
-        unknown = [m for m in machines if m.id not in recorded and not self._known(m)]
+        unknown = [m for m in machines if m.id not in recorded and not self._known(m, listed)]
         self._since = {m.id: self._since.get(m.id, began) for m in unknown}
         self._world.metrics.stragglers.labels(*self._loop.key).set(len(unknown))
         grace = timedelta(seconds=self._world.settings.straggler_grace_seconds)
@@ -65,10 +67,17 @@ class Stragglers:
                 continue
             await self._take_in(machine)
 
-    def _known(self, machine: Machine) -> bool:
-        """Whether an object stands for it; none does for a second machine of one object, made without a token."""
+    def _known(self, machine: Machine, listed: Collection[str]) -> bool:
+        """Whether an object stands for it; none does for a second machine of one object, made without a token.
+
+        Where the first one is not listed beside it, it may be the same machine under a new id: then it is left alone
+        until its object is Completed, for somebody may work on it.
+        """
         owner = self._world.vm(machine.token)
-        return owner is not None and owner.machine_id in ("", machine.id)
+        if owner is None:
+            return False
+        second = owner.machine_id in listed or owner.phase == Phase.COMPLETED
+        return owner.machine_id in ("", machine.id) or not second
 
     def _may_act(self) -> bool:
         return not self._world.doubt()

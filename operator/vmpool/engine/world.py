@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
@@ -41,6 +42,9 @@ class ProviderView(Protocol):
 
     def wake(self) -> None:
         """Ask for a round soon."""
+
+    def room_is_back(self) -> None:
+        """A create has ended without an object: look again, and wake whoever may have seen no room."""
 
     async def console(self, machine_id: str, limit: timedelta) -> tuple[str, str]:
         """Return the end of a machine's console, or an empty text and why there is none. Never raises."""
@@ -178,11 +182,17 @@ class World:
         """Return how many machines this provider has been or is being asked for."""
         return self.vms.count(BY_PROVIDER, key) + self.creates.of_provider(key)
 
-    def end_create(self, pool_uid: str, provider: Key) -> None:
-        """A create has ended; when it was refused it has given its room back, and no object tells of it."""
+    @contextmanager
+    def ends_create(self, pool_uid: str, provider: Key) -> Iterator[None]:
+        """What was begun at ``creates`` ends with the block; if that fails its room is back, and no object tells it."""
+        try:
+            yield
+        except BaseException:
+            self.creates.end(pool_uid, provider)
+            if (view := self.views.get(provider)) is not None:
+                view.room_is_back()
+            raise
         self.creates.end(pool_uid, provider)
-        if not self.creates.of_provider(provider) and (view := self.views.get(provider)) is not None:
-            view.wake()
 
     def pools_naming(self, key: Key) -> list[PoolFacts]:
         """Return the pools that name this provider."""

@@ -1,5 +1,7 @@
 """Every write on a PooledVM, one function each. The server's answer goes into the mirror at once."""
 
+import asyncio
+import random
 import secrets
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -25,6 +27,8 @@ NAME_TRIES = 5
 """How many random names are drawn when one is taken: with 40 random bits a second is already unlikely."""
 UNKNOWN_TRIES = 3
 """How often a create without an answer is looked after before the round gives up and looks again."""
+CONFLICT_PAUSE = (0.05, 0.2)
+"""Seconds before a create that met somebody else's write is sent again, times the tries so far."""
 MESSAGE_MAX = 1024
 
 
@@ -57,21 +61,23 @@ async def create_vm(world: World, pool: PoolFacts, digest: str, want: CreateVM) 
 
 async def _create(world: World, namespace: str, name: str, request_id: str, body: Json) -> Json:
     """POST until it is known whether the object is there. The request id tells our object from a namesake."""
+    why = ""
     for turn in range(UNKNOWN_TRIES):
         try:
             return await world.client.create(POOLEDVMS, namespace, body)
-        except OutcomeUnknown:
-            pass
-        except Conflict:
+        except OutcomeUnknown as error:
+            why = str(error)
+        except Conflict as error:
             # A quota that others write too, or a proxy's second try of what the first one has done: ask again.
-            if turn == UNKNOWN_TRIES - 1:
-                raise
+            why = str(error)
+            await asyncio.sleep(random.uniform(*CONFLICT_PAUSE) * (turn + 1))  # noqa: S311
         except AlreadyExists:
             found = await world.client.get(POOLEDVMS, namespace, name)
             if found["spec"].get("requestId") == request_id:
                 return found
             raise
-    raise KubeError(f"no answer to the creation of PooledVM {name}")
+    # No Conflict, which would be planned anew at once: whether it is there is not known, and others may be at it too.
+    raise KubeError(f"the creation of PooledVM {name} came to nothing in {UNKNOWN_TRIES} tries: {why}")
 
 
 def new_vm(pool: PoolFacts, digest: str, name: str, request_id: str, want: CreateVM) -> Json:
@@ -279,10 +285,17 @@ async def forget(world: World, vm: VM) -> None:
             # What was proven was that no machine has its token; of this one nothing is known yet.
             world.sights.drop(vm.uid)
             return
-        await drop_finalizer(world, left)
+        try:
+            await drop_finalizer(world, left)
+        except Invalid:
+            await learn(world.vms, vm)
+            newest = world.vm(vm.uid)
+            if newest is not None and newest.resource_version == left["metadata"]["resourceVersion"]:
+                # Nobody has changed it: an admission policy says no, and will do so again.
+                raise
     except NotFound:
         world.vms.saw_deleted(vm.uid, vm.resource_version)
-    except (Conflict, Invalid):
+    except Conflict:
         await learn(world.vms, vm)
 
 

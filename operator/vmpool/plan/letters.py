@@ -41,16 +41,18 @@ def letter_name(vm: VM, queue: Queue) -> str:
     return f"{vm.name}-{queue}-{vm.attempt}"
 
 
-def is_settled(letter: Letter, vm: VM | None, now: datetime, hold: timedelta) -> bool:
+def is_settled(letter: Letter, vm: VM | None, now: datetime, began: datetime, hold: timedelta) -> bool:
     """Whether what a letter tells of is over: its VM has left the state in which it failed.
 
     Between the letter and the write that ends the VM the process may die. The next one finds the VM as it was and
     writes the letter of that failure: one that was removed meanwhile would be there a second time. A VM that has
-    recovered instead stays as it is for long, so this is waited for only until ``hold`` has passed since the failure.
+    recovered instead stays as it is for long, so this is waited for only until ``hold`` has passed since the failure,
+    and since this process ``began``: nobody may have looked at the VM before.
     """
     if vm is None or vm.attempt != letter.attempt or letter.queue_from == Queue.TASKS:
         return True
-    if now - letter.failed_at >= hold:
+    # Anybody may write a letter: one from the future is held no longer than the others.
+    if now - (began if letter.failed_at > now else max(letter.failed_at, began)) >= hold:
         return True
     if vm.phase == Phase.CLAIMED:
         return vm.claim is None or vm.claim.released_at is not None

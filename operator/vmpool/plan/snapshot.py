@@ -193,7 +193,9 @@ class Sight:
     deletion_asked_at: datetime | None = None
     """When the provider first began to delete it."""
     unlisted: bool = False
-    """The last complete listing showed no machine with its id or its token."""
+    """The last complete listing showed no machine with its id or, where none is known, with its token."""
+    namesake: bool = False
+    """That listing showed another machine with its token: a second one, or the same under a new id."""
     probed_at: datetime | None = None
     probe_ok: bool = False
     """Whether the last probe was answered."""

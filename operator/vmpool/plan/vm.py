@@ -90,7 +90,10 @@ def next_step(
 
 
 def machine_gone(sight: Sight, provider: ProviderFacts) -> bool:
-    """Say whether absence is proven: not found twice, then missing in a complete listing that began later."""
+    """Say whether a VM has lost its machine: not found twice, then missing in a complete listing that began later.
+
+    Enough to hand it out no more. What ends for good, a claim or an object, asks for ``nothing_left``.
+    """
     return (
         provider.reachable
         and sight.misses >= PROOFS
@@ -99,6 +102,14 @@ def machine_gone(sight: Sight, provider: ProviderFacts) -> bool:
         and provider.listed_at > sight.missed_at
         and sight.unlisted
     )
+
+
+def nothing_left(sight: Sight, provider: ProviderFacts) -> bool:
+    """Say whether absence is proven: no machine has its id, and none its token (design, section 2.5).
+
+    One under a new id may be what somebody works on. A second one is taken in as a straggler, once the VM is Completed.
+    """
+    return machine_gone(sight, provider) and not sight.namesake
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +167,7 @@ def _missing(
     if not provider.reachable or not vm.machine_id or not (sight.misses or sight.unlisted):
         return None
     if sight.misses >= PROOFS:
-        return Next(wants_listing=True, wake_at=deadline)
+        return Next(wants_listing=not sight.namesake, wake_at=deadline)
     due = (sight.missed_at + MISS_PAUSE) if sight.missed_at else now
     return Next(Look(vm)) if now >= due else Next(wake_at=due)
 
@@ -173,7 +184,7 @@ def _claimed(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime) -> Ne
         due = claim.bound_at + BOUND_FIRST if claim.ref is not None and claim.bound_at is not None else now
         return Next(MarkClaimed(vm)) if now >= due else Next(wake_at=due)
     # First, because it is a failure to be told, whatever else would end the claim now.
-    if machine_gone(sight, provider):
+    if nothing_left(sight, provider):
         return Next(EndClaim(vm, ENDED_MACHINE_GONE))
     if now >= claim.expires_at:
         return Next(EndClaim(vm, ENDED_EXPIRED))
@@ -279,10 +290,11 @@ def _destroy(vm: VM, sight: Sight, provider: ProviderFacts, now: datetime, expec
     vanishing = vm.deleting and not vm.held
     if vanishing or not provider.reachable:
         return WAIT
-    if machine_gone(sight, provider):
+    if nothing_left(sight, provider):
         return Next(Forget(vm))
     if sight.misses >= PROOFS:
-        return Next(wants_listing=True)
+        # While another machine has its token the listings tell by themselves when that one is gone.
+        return Next(wants_listing=not sight.namesake)
     step = vm.step(Step.DESTROY)
     if step.next_at is not None and now < step.next_at:
         return Next(wake_at=step.next_at)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.engine.test_lane import call, lane, raises, returns
-from vmpool.engine.redaction import LEAST, LEAST_LINE, REDACTED, Redaction
-from vmpool.providers.base import Machine, MachineState
+from vmpool.engine.redaction import LEAST, LEAST_LINE, REDACTED, PluginBroken, Redaction
+from vmpool.providers.base import Deletion, Machine, MachineState, Provider
 from vmpool.providers.errors import InvalidTemplate, ProviderError, Unavailable
 
 KEY = "canary-key-5e9f"
@@ -49,14 +49,46 @@ async def test_an_error_and_what_it_came_from_leave_the_lane_without_the_secret(
     assert "the line broke" in told, "what is harmless still tells where it came from"
 
 
-async def test_answers_in_words_leave_the_lane_without_the_secret() -> None:
+async def test_what_a_machine_says_leaves_the_lane_without_the_secret_and_facts_stay_facts() -> None:
     made = lane()
-    made.redaction = Redaction([KEY])
+    made.redaction = Redaction([KEY, Deletion.GONE.value * 2])
 
-    assert await call(made, returns(f"login with {KEY}")) == f"login with {REDACTED}"
+    assert await call(made, returns(f"ledger/{KEY}")) == f"ledger/{KEY}", "an identity is compared with the one before"
+    assert await call(made, returns(Deletion.GONE)) is Deletion.GONE
     assert await call(made, returns(machine(f"bad {KEY}"))) == machine(f"bad {REDACTED}")
     assert await call(made, returns([machine(""), machine(KEY)])) == [machine(""), machine(REDACTED)]
     assert await call(made, returns(None)) is None
+
+
+async def test_a_mistake_of_a_plug_in_that_tells_a_value_is_told_without_it() -> None:
+    made = lane()
+    made.redaction = Redaction([KEY])
+
+    with pytest.raises(PluginBroken) as caught:
+        await call(made, raises(ValueError(f"bad address http://u:{KEY}@cloud")))
+    told = "".join(traceback.format_exception(caught.value))
+    assert KEY not in told
+    assert "ValueError: bad address" in told
+    with pytest.raises(KeyError):
+        await call(made, raises(KeyError("nothing to hide")))
+
+
+async def test_an_answer_is_cleaned_of_the_secret_it_was_asked_with() -> None:
+    made = lane()
+    made.redaction = Redaction([KEY])
+
+    async def slow(_: Provider) -> None:
+        made.redaction = Redaction(["the-next-key"])
+        raise Unavailable(f"not with {KEY}")
+
+    with pytest.raises(Unavailable, match="not with \\*\\*\\*"):
+        await call(made, slow)
+
+
+def test_a_value_is_known_in_base64_and_in_a_url() -> None:
+    redaction = Redaction(["pass/word+1"])
+
+    assert redaction.text("cGFzcy93b3JkKzE= pass%2Fword%2B1") == f"{REDACTED} {REDACTED}"
 
 
 def test_without_a_secret_nothing_is_changed() -> None:

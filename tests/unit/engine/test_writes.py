@@ -1,6 +1,7 @@
 """What is put into writes: finalizer patches that test what they were computed from, whole ledgers, small patches."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -8,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmpool.api import keys
 from vmpool.api.pool import PoolProvider, Template, VMPoolSpec, VMPoolStatus
 from vmpool.engine import writes
 from vmpool.engine.failures import Failures, failure_of
 from vmpool.engine.sights import Sights
-from vmpool.kube.errors import AlreadyExists, Conflict
+from vmpool.kube.errors import AlreadyExists, Conflict, Invalid, KubeError
 from vmpool.kube.resource import Json
 from vmpool.plan.actions import CreateVM
 from vmpool.plan.snapshot import VM, PoolFacts, Step, StepFacts
@@ -181,3 +183,46 @@ async def test_a_create_that_is_answered_with_a_conflict_is_asked_again_under_th
     await writes.create_vm(world, pool(), "digest", CreateVM("sim"))  # type: ignore[arg-type]
     assert len(set(asked)) == 1
     assert seen == [there[asked[0]]]
+
+
+async def test_a_create_that_meets_conflicts_only_is_no_reason_to_look_again_at_once() -> None:
+    asked = 0
+
+    async def create(*_: object) -> Json:
+        nonlocal asked
+        asked += 1
+        raise Conflict("a quota that others write too", status=409)
+
+    world = SimpleNamespace(
+        client=SimpleNamespace(create=create), vms=SimpleNamespace(by_index=lambda *_: (), saw=lambda _: None)
+    )
+    with pytest.raises(KubeError) as caught:
+        await writes.create_vm(world, pool(), "digest", CreateVM("sim"))  # type: ignore[arg-type]
+    assert not isinstance(caught.value, Conflict), "that is planned anew at once, for as long as it lasts"
+    assert asked == writes.UNKNOWN_TRIES
+
+
+@pytest.mark.parametrize("changed", [True, False])
+async def test_a_finalizer_that_may_not_go_is_an_error_unless_the_object_has_changed(changed: bool) -> None:
+    """Else an admission policy that says no is asked again and again, and nobody is told."""
+    left = {"metadata": {"uid": "u1", "name": "vm-1", "namespace": "team-a", "resourceVersion": "7"}}
+    left["metadata"]["finalizers"] = [keys.FINALIZER_MACHINE]  # type: ignore[assignment]
+    looked: list[str] = []
+
+    async def delete(*_: object, **__: object) -> Json:
+        return left
+
+    async def patch_json(*_: object, **__: object) -> Json:
+        raise Invalid("refused", status=422)
+
+    async def quorum_get(_: str, name: str) -> None:
+        looked.append(name)
+
+    world = SimpleNamespace(
+        client=SimpleNamespace(delete=delete, patch_json=patch_json),
+        vms=SimpleNamespace(quorum_get=quorum_get, saw=lambda _: None),
+        vm=lambda _: vm(resource_version="8" if changed else "7"),
+    )
+    with nullcontext() if changed else pytest.raises(Invalid):
+        await writes.forget(world, vm())  # type: ignore[arg-type]
+    assert looked == ["vm-1"]

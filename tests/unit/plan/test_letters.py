@@ -158,4 +158,20 @@ def test_a_letter_is_settled_when_nobody_would_write_it_again(
     made: VM | None, changes: dict[str, Any], settled: bool
 ) -> None:
     kept = letter("a", **{"queue_from": Queue.PENDING, "failed_at": NOW - HOLD / 2, "vm_uid": "uid-a", **changes})
-    assert is_settled(kept, made, NOW, HOLD) is settled
+    assert is_settled(kept, made, NOW, NOW - 2 * HOLD, HOLD) is settled
+
+
+@pytest.mark.parametrize(
+    ("failed", "began", "settled"),
+    [
+        pytest.param(-10 * HOLD, -2 * HOLD, True, id="long ago"),
+        pytest.param(-10 * HOLD, -HOLD / 2, False, id="we have hardly begun: nobody may have looked at the VM since"),
+        pytest.param(HOLD, -2 * HOLD, True, id="a letter from the future is held no longer than others"),
+        pytest.param(HOLD, -HOLD / 2, False, id="nor shorter"),
+    ],
+)
+def test_a_letter_of_a_vm_that_stays_is_held_since_its_failure_and_our_begin(
+    failed: timedelta, began: timedelta, settled: bool
+) -> None:
+    kept = letter("a", queue_from=Queue.PENDING, failed_at=NOW + failed, vm_uid="uid-a")
+    assert is_settled(kept, vm("a", Phase.PENDING), NOW, NOW + began, HOLD) is settled

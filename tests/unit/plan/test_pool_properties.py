@@ -33,7 +33,7 @@ from vmpool.plan.lifecycle import Phase, may_become
 from vmpool.plan.pool import Plan, plan_pool
 from vmpool.plan.snapshot import PoolSnapshot, Reason
 from vmpool.plan.status import pool_status
-from vmpool.plan.vm import ENDED_EXPIRED, ENDED_FORCED, ENDED_MACHINE_GONE, machine_gone
+from vmpool.plan.vm import ENDED_EXPIRED, ENDED_FORCED, ENDED_MACHINE_GONE, nothing_left
 
 ASKED_FOR = {Reason.CLAIM_ENDED, Reason.DELETED}
 """Ends that the pool does not choose: somebody asked for each of them."""
@@ -56,7 +56,7 @@ def a_claimed_vm_is_only_looked_at_or_tagged_or_its_claim_is_ended(seen: PoolSna
         if isinstance(action, EndClaim):
             why = {
                 ENDED_EXPIRED: action.vm.claim.expires_at <= NOW,
-                ENDED_MACHINE_GONE: machine_gone(seen.sight(action.vm), seen.providers.get(action.vm.provider, down())),
+                ENDED_MACHINE_GONE: nothing_left(seen.sight(action.vm), seen.providers.get(action.vm.provider, down())),
                 ENDED_FORCED: seen.pool.deleting and seen.pool.spec.deletion_policy == "Force",
             }
             assert why[action.reason]
@@ -118,6 +118,7 @@ def what_is_not_seen_counts_as_gone_only_with_the_whole_proof(seen: PoolSnapshot
         assert home.reachable
         assert sight.misses >= 2
         assert sight.unlisted
+        assert not (sight.namesake and isinstance(action, Forget)), "another machine has its token"
         assert home.listed_at > sight.missed_at
 
 

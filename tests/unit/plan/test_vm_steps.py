@@ -53,6 +53,7 @@ from vmpool.plan.snapshot import (
 )
 from vmpool.plan.vm import (
     BOUND_FIRST,
+    ENDED_MACHINE_GONE,
     MISS_PAUSE,
     CallError,
     Next,
@@ -109,6 +110,22 @@ def test_each_missing_piece_leaves_it_unknown(sight: Sight, home: ProviderFacts)
         found = step(one, sight, home)
         assert not isinstance(found.action, Forget | EndClaim | Complete)
         assert found.failed is None or found.failed.reason != Reason.MACHINE_GONE
+
+
+def test_another_machine_with_its_token_ends_no_claim_and_no_object_but_is_not_handed_out() -> None:
+    """It may be the same one under a new id, and somebody may work on it (design, section 2.5)."""
+    seen = replace(GONE, namesake=True)
+    claimed, done = vm("c", Phase.CLAIMED), vm("done", Phase.COMPLETED)
+    assert step(claimed, seen).action is None
+    assert step(claimed, seen).wake_at == claim().expires_at
+    assert step(done, seen).action is None
+    assert not step(done, seen).wants_listing, "every listing tells by itself"
+    for one in (booting(), vm("r")):
+        failed = step(one, seen).failed
+        assert failed is not None
+        assert failed.reason == Reason.MACHINE_GONE
+    assert step(claimed, GONE).action == EndClaim(claimed, ENDED_MACHINE_GONE)
+    assert step(done, GONE).action == Forget(done)
 
 
 @pytest.mark.parametrize("one", [booting(), vm("r"), vm("c", Phase.CLAIMED)], ids=lambda one: one.phase)

@@ -241,6 +241,7 @@ def sights(draw: st.DrawFn) -> Sight:
         misses=misses,
         missed_at=draw(moments) if misses else None,
         unlisted=draw(st.booleans()),
+        namesake=draw(st.booleans()),
         probed_at=draw(maybe_moments),
         probe_ok=draw(st.booleans()),
         probe_failures=draw(st.integers(0, 4)),
