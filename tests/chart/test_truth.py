@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.chart.helm import Helm, Object, of, one
+from tests.chart.matrix import MATRIX
 from vmpool.api import keys
 from vmpool.cli import chart, generate
 from vmpool.plan.crds import definitions
@@ -111,7 +112,7 @@ def test_what_no_role_can_hold_is_made_when_asked_for(helm: Helm) -> None:
     made = installed(helm, {"watchNamespace": "ci", "rbac": {"clusterRest": True}})
     shipped = rules(documents(RBAC))
     for name in ("vmpool-operator", "vmpool-gateway"):
-        rest = list(map(written, one(made, "ClusterRole", name)["rules"]))
+        rest = list(map(written, one(made, "ClusterRole", f"{name}.vmpool")["rules"]))
         inside = [
             written(rule)
             for each in of(made, "Role")
@@ -120,10 +121,28 @@ def test_what_no_role_can_hold_is_made_when_asked_for(helm: Helm) -> None:
         ]
         assert set(rest) | set(inside) >= set(shipped["ClusterRole", name])
         assert all(any(word in rule for word in HIDDEN) for rule in rest)
-    assert {each["metadata"]["name"] for each in of(made, "ClusterRoleBinding")} == {
-        "vmpool-operator",
-        "vmpool-gateway",
+    assert {(each["metadata"]["name"], each["roleRef"]["name"]) for each in of(made, "ClusterRoleBinding")} == {
+        ("vmpool-operator.vmpool", "vmpool-operator.vmpool"),
+        ("vmpool-gateway.vmpool", "vmpool-gateway.vmpool"),
     }
+
+
+def test_releases_for_one_namespace_each_share_nothing_of_the_cluster_but_the_definitions(helm: Helm) -> None:
+    def of_the_cluster(namespace: str, values: Object) -> set[tuple[str, str]]:
+        made = installed(helm, values, f"--namespace={namespace}")
+        return {(each["kind"], each["metadata"]["name"]) for each in made if "namespace" not in each["metadata"]}
+
+    asked = {
+        **ALL_ON,
+        "rbac": {"clusterRest": True, "aggregate": True},
+        "monitoring": MATRIX["monitored"]["monitoring"],
+    }
+    first, second = (of_the_cluster(name, {**asked, "watchNamespace": name}) for name in ("ci", "qa"))
+    assert {kind for kind, _ in first} == {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
+    assert {kind for kind, _ in first & second} == {"CustomResourceDefinition"}
+    # One beside a release for the whole cluster, in a namespace whose name could be taken for a part's.
+    beside = of_the_cluster("config", {**asked, "watchNamespace": "ci"})
+    assert {kind for kind, _ in beside & of_the_cluster("vmpool", asked)} == {"CustomResourceDefinition"}
 
 
 def test_a_rule_of_a_group_nobody_has_sorted_is_an_error(tmp_path: Path) -> None:
