@@ -40,7 +40,8 @@ class Scripts:
 
     def health(self, found: Json) -> Json:
         """Status and message of an object."""
-        told: Json = run(self.data[f"resource.customizations.health.{GROUP}_{found['kind']}"], found)
+        group = found["apiVersion"].split("/")[0]
+        told: Json = run(self.data[f"resource.customizations.health.{group}_{found['kind']}"], found)
         assert set(told) == {"status", "message"}, told
         assert told["status"] in HEALTHS, told
         assert isinstance(told["message"], str)

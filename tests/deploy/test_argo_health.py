@@ -7,13 +7,15 @@ from tests.deploy.kstatus import KStatus, compute
 from tests.deploy.states import DEGRADED, HEALTHY, PROGRESSING, State, every, shown
 from tests.objects import Json
 from vmpool.api import crd
+from vmpool.cli import argocd
 
 STATES = list(every())
 
 
 def test_every_kind_has_a_script(scripts: Scripts) -> None:
     keys = {f"resource.customizations.health.vmpool.dev_{kind.name}" for kind in crd.KINDS}
-    assert keys == {key for key in scripts.data if ".health." in key}
+    applications = f"resource.customizations.health.{argocd.APPLICATION}"
+    assert keys | {applications} == {key for key in scripts.data if ".health." in key}
 
 
 @pytest.mark.parametrize("state", STATES, ids=str)
@@ -57,6 +59,60 @@ def test_a_status_that_says_nothing_is_never_healthy(scripts: Scripts, kind: str
     assert scripts.health(found)["status"] == PROGRESSING
     del found["status"]
     assert scripts.health(found)["status"] == PROGRESSING
+
+
+WELL, SYNCED, OUT_OF_SYNC = {"status": "Healthy"}, {"status": "Synced"}, {"status": "OutOfSync"}
+APPLICATIONS = [
+    pytest.param({}, PROGRESSING, "not looked", id="new"),
+    pytest.param({"health": {}}, PROGRESSING, "not looked", id="not judged"),
+    pytest.param({"health": {"status": "Missing"}, "sync": OUT_OF_SYNC}, "Missing", "worst", id="nothing is there"),
+    pytest.param(
+        {"health": {"status": DEGRADED, "message": "no image"}, "sync": SYNCED}, DEGRADED, "no image", id="degraded"
+    ),
+    pytest.param({"health": {"status": PROGRESSING}, "sync": SYNCED}, PROGRESSING, "worst", id="starting"),
+    pytest.param({"health": WELL, "sync": OUT_OF_SYNC}, PROGRESSING, "never synced", id="definitions of a former life"),
+    pytest.param(
+        {"health": WELL, "sync": OUT_OF_SYNC, "operationState": {"phase": "Running", "message": "2 of 9"}},
+        PROGRESSING,
+        "2 of 9",
+        id="an upgrade on its way",
+    ),
+    pytest.param(
+        {"health": WELL, "sync": OUT_OF_SYNC, "operationState": {"phase": "Failed", "message": "refused"}},
+        PROGRESSING,
+        "could not be synced: refused",
+        id="an object is missing",
+    ),
+    pytest.param(
+        {"health": WELL, "sync": OUT_OF_SYNC, "operationState": {"phase": "Error"}}, PROGRESSING, "Error", id="error"
+    ),
+    pytest.param(
+        {"health": WELL, "sync": OUT_OF_SYNC, "operationState": {"phase": "Succeeded"}}, HEALTHY, "well", id="drift"
+    ),
+    pytest.param(
+        {"health": WELL, "sync": SYNCED, "operationState": {"phase": "Failed"}}, HEALTHY, "well", id="mended by hand"
+    ),
+    pytest.param(
+        {"health": WELL, "sync": SYNCED, "operationState": {"phase": "Succeeded"}}, HEALTHY, "well", id="done"
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "health", "said"), APPLICATIONS)
+def test_an_application_is_healthy_when_the_next_wave_may_begin(
+    scripts: Scripts, status: Json, health: str, said: str
+) -> None:
+    application = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Application", "metadata": {"name": "vmpool-operator"}}
+    told = scripts.health({**application, "status": status})
+    assert told["status"] == health
+    assert said in told["message"]
+
+
+def test_an_application_that_is_asked_to_sync_is_not_done(scripts: Scripts) -> None:
+    status = {"health": WELL, "sync": SYNCED, "operationState": {"phase": "Succeeded"}}
+    application = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Application", "metadata": {"name": "vmpool-operator"}}
+    assert scripts.health({**application, "operation": {"sync": {}}, "status": status})["status"] == PROGRESSING
+    assert scripts.health(application)["status"] == PROGRESSING
 
 
 WANTED = ("string.len('x')", "('x'):len()", "io.open('x')", "os.getenv('x')", "require('os').exit()", "require('io')")

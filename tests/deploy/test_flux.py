@@ -14,6 +14,7 @@ from tests.deploy.kstatus import KStatus, compute
 from tests.deploy.states import PLURALS, State, every
 from tests.objects import Json, thing
 from tests.waiting import until
+from vmpool.cli import argocd
 
 FLUX = [each for file in sorted((DEPLOY / "flux").glob("*.yaml")) for each in yaml.safe_load_all(file.read_text())]
 ARGO = [
@@ -53,6 +54,13 @@ def test_argo_cds_applications_are_the_same_folders_in_the_same_order() -> None:
     assert paths == [one["spec"]["path"].removeprefix("./") for one in FLUX]
     waves = [int(one["metadata"]["annotations"]["argocd.argoproj.io/sync-wave"]) for one in applications]
     assert waves == sorted(set(waves))
+    # Without it Argo CD calls an Application nothing at all, and every wave begins at once.
+    told = yaml.safe_load((ROOT / argocd.MADE).read_text())["data"]
+    assert f"{argocd.PREFIX}.health.{argocd.APPLICATION}" in told
+    machines = applications[1]["spec"]["syncPolicy"]
+    # By hand, without an app of apps, both begin at once: the definitions may come later than the machines.
+    assert "SkipDryRunOnMissingResource=true" in machines["syncOptions"]
+    assert machines["retry"] == {"limit": 10, "backoff": {"duration": "10s", "factor": 2, "maxDuration": "3m"}}
     projects = {one["metadata"]["name"] for one in ARGO if one["kind"] == "AppProject"}
     assert {one["spec"]["project"] for one in applications} <= projects
     for one in applications:
