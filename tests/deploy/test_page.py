@@ -7,6 +7,7 @@ import yaml
 
 from tests.deploy.argo import Scripts
 from tests.deploy.conftest import DEPLOY, ROOT
+from vmpool.cli import gitbase
 
 PAGE = ROOT / "docs" / "gitops.md"
 TEXT = PAGE.read_text()
@@ -30,6 +31,26 @@ def test_the_layout_names_every_common_part_and_no_other() -> None:
     assert told == {each.name for each in (DEPLOY / "common").iterdir()}
     folders = set(re.findall(r"^  (\w+)/", layout, re.MULTILINE)) | {"flux"}
     assert folders == {each.name for each in DEPLOY.iterdir()} - {"admission", "monitoring", "rbac", "samples"}
+
+
+def test_an_upgrade_takes_the_generated_parts_and_no_others() -> None:
+    (row,) = re.findall(r"^\| upgrade \| (.*) \|$", TEXT, re.MULTILINE)
+    (named,) = re.findall(r"`deploy/common/\{([\w,]+)\}`", row)
+    assert set(named.split(",")) == set(gitbase.PARTS)
+    assert f"`{gitbase.BASE}`" in row
+
+
+def test_to_remove_machines_names_every_namespace_that_the_shipped_pools_let_in() -> None:
+    pools = [
+        each
+        for file in (DEPLOY / "environments").glob("*/machines/*.yaml")
+        for each in yaml.safe_load_all(file.read_text())
+        if each["kind"] == "VMPool"
+    ]
+    let_in = {name for each in pools for name in each["spec"].get("claims", {}).get("allowedNamespaces", ())}
+    told = set(re.findall(r"kubectl delete vmclaims --all -n (\S+)", TEXT.split("## Remove")[1]))
+    assert let_in
+    assert told == let_in | {"machines"}
 
 
 def test_the_table_of_actions_has_all_of_them(scripts: Scripts) -> None:
