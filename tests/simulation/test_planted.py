@@ -125,7 +125,7 @@ PLANTED: dict[Callable[[Patch], None], range] = {
     letter_after_the_fact: range(30),
     own_writes_not_overlaid: range(20),
     intent_without_finalizer: range(20),
-    lost_race_taken_for_won: range(120, 130),
+    lost_race_taken_for_won: range(75, 85),
     finding_taken_for_binding: range(20, 30),
     stragglers_ignored: range(100),
 }

@@ -27,8 +27,8 @@ NAME_TRIES = 5
 """How many random names are drawn when one is taken: with 40 random bits a second is already unlikely."""
 UNKNOWN_TRIES = 3
 """How often a create without an answer is looked after before the round gives up and looks again."""
-CONFLICT_PAUSE = (0.05, 0.2)
-"""Seconds before a create that met somebody else's write is sent again, times the tries so far."""
+CONFLICT_SECONDS = 0.1
+"""Once to twice this, times the tries so far, before a create that met somebody else's write is sent again."""
 MESSAGE_MAX = 1024
 
 
@@ -70,7 +70,7 @@ async def _create(world: World, namespace: str, name: str, request_id: str, body
         except Conflict as error:
             # A quota that others write too, or a proxy's second try of what the first one has done: ask again.
             why = str(error)
-            await asyncio.sleep(random.uniform(*CONFLICT_PAUSE) * (turn + 1))  # noqa: S311
+            await asyncio.sleep((1 + random.random()) * (turn + 1) * CONFLICT_SECONDS)  # noqa: S311
         except AlreadyExists:
             found = await world.client.get(POOLEDVMS, namespace, name)
             if found["spec"].get("requestId") == request_id:
