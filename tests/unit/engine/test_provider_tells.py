@@ -1,5 +1,6 @@
 """What a provider's loop tells its pools: every verdict that differs from what they heard last."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import pytest
 
 from vmpool.api.provider import Circuit
+from vmpool.engine.creates import Creates
 from vmpool.engine.facts import provider_object
 from vmpool.engine.lane import Slots, Urgency
 from vmpool.engine.provider import ProviderLoop
+from vmpool.engine.world import World
 from vmpool.kube.errors import Conflict
 from vmpool.plan.provider import Verdict
 from vmpool.providers.errors import Unavailable
@@ -125,3 +128,19 @@ async def test_room_is_news_only_where_there_was_none(heard: Heard) -> None:
         heard.world.taken = lambda _, count=count: count  # type: ignore[method-assign, misc]
         found.append(await heard.look())
     assert found == [0, 0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("refused", [True, False])
+async def test_room_that_a_create_gives_back_is_told_to_whoever_saw_none(heard: Heard, refused: bool) -> None:
+    """A pool that looked in between saw no room; no object and no change of what was told would ever wake it."""
+    await heard.look()
+    heard._woken.clear()
+    world: Any = SimpleNamespace(creates=Creates(), views={heard.key: heard})
+    world.creates.begin("p1", heard.key)
+    with suppress(Conflict), World.ends_create(world, "p1", heard.key):
+        assert len(world.creates) == 1, "taken until its object is known"
+        if refused:
+            raise Conflict("a quota is used up")
+    assert len(world.creates) == 0
+    assert heard._woken.is_set() is refused
+    assert await heard.look() == int(refused), "an object that is there tells of itself"
