@@ -44,7 +44,7 @@ COPY --from=build /opt/vmpool /opt/vmpool
 RUN echo "vmpool:x:65532:65532::/tmp:/usr/sbin/nologin" >> /etc/passwd && echo "vmpool:x:65532:" >> /etc/group
 USER 65532:65532
 ENV USER=vmpool HOME=/tmp PATH=/opt/vmpool/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1 VMPOOL_HTTP_HOST=0.0.0.0
+    PYTHONDONTWRITEBYTECODE=1 VMPOOL_HTTP_HOST=0.0.0.0 VMPOOL_GATEWAY_HOST=0.0.0.0
 EXPOSE 8080 4567
 # For engines that look at it; in a cluster the chart's probes ask.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \

@@ -135,5 +135,38 @@ def test_the_health_check_takes_any_certificate(nobody: str, tmp_path: Path) -> 
         assert image.answers({"VMPOOL_HTTP_PORT": nobody, "VMPOOL_GATEWAY_PORT": port})
 
 
+VMPOOL = ["/opt/vmpool/bin/python", "/opt/vmpool/bin/vmpool"]
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        pytest.param([], ["8080", "4567"], id="nobody knows"),
+        pytest.param([*VMPOOL, "operator", ""], ["8080", "4567"], id="operator"),
+        pytest.param([*VMPOOL, "operator", "--http-port", "9000", ""], ["9000", "4567"], id="its option"),
+        pytest.param([*VMPOOL, "gateway", "--port=9001", ""], ["8080", "9001"], id="the gateway's option"),
+        pytest.param([*VMPOOL, "simcloud", "--host=0.0.0.0", "--port=18080", ""], ["18080"], id="simcloud"),
+        pytest.param(["/sbin/docker-init", "--", "vmpool", "simcloud", "--port", "1", ""], ["1"], id="under an init"),
+        pytest.param([*VMPOOL, "simcloud", "--port=1", "--port=2", ""], ["2"], id="the last one counts"),
+        pytest.param([*VMPOOL, "simcloud", ""], [], id="a port that nobody can know"),
+        pytest.param([*VMPOOL, "simcloud", "--port-file=/nonexistent", ""], [], id="not there yet"),
+        pytest.param([*VMPOOL, "operator", "--context", "simcloud", ""], ["8080", "4567"], id="only a name"),
+        pytest.param(["sleep", "infinity", ""], ["8080", "4567"], id="another program"),
+    ],
+)
+def test_the_health_check_asks_where_the_program_was_told_to_listen(command: list[str], wanted: list[str]) -> None:
+    assert image.ports({}, command) == wanted
+
+
+def test_the_health_check_asks_the_simulated_cloud(nobody: str, tmp_path: Path) -> None:
+    file = tmp_path / "port"
+    with served(200) as port, served(503) as other:
+        environ = {"VMPOOL_HTTP_PORT": other, "VMPOOL_GATEWAY_PORT": nobody}
+        assert image.answers(environ, [*VMPOOL, "simcloud", f"--port={port}"])
+        assert not image.answers(environ, [*VMPOOL, "simcloud", "--port", nobody])
+        file.write_text(f"{port}\n")
+        assert image.answers(environ, [*VMPOOL, "simcloud", "--port=0", "--port-file", str(file)])
+
+
 def test_nobody_is_not_well(nobody: str) -> None:
     assert not image.answers({"VMPOOL_HTTP_PORT": nobody, "VMPOOL_GATEWAY_PORT": nobody})

@@ -35,6 +35,19 @@ if port := int(sys.argv[1]):
 sys.exit(subprocess.run(sys.argv[3:]).returncode)
 """
 """Answers on a port with a status while a command runs, and ends as that does."""
+CLOUD = """
+import os, signal, subprocess, sys, time
+split = sys.argv.index("--")
+if os.fork():
+    os.execvp(sys.argv[1], sys.argv[1:split])
+for _ in range(int(sys.argv[-1])):
+    if healthy := subprocess.run(sys.argv[split + 1 : -1]).returncode == 0:
+        break
+    time.sleep(1)
+print("healthy" if healthy else "never healthy", flush=True)
+os.kill(1, signal.SIGTERM)
+"""
+"""Becomes one command, as process 1 of a container, beside which another one is run until it ends well."""
 COMPILERS = ("gcc", "cc", "c++", "g++", "clang", "tcc", "ld", "as", "make", "go", "rustc")
 
 
@@ -187,3 +200,12 @@ def test_the_health_check_sees_who_listens(image: Image, root: Path) -> None:
         with started(image, root, ["python", "-c", SERVER, str(port), str(status), *command]) as process:
             said, _ = process.communicate(timeout=COMMAND_SECONDS)
         assert (process.returncode == 0) is healthy, f"{port} {status}: {said}"
+    for port, tries, healthy in (("--port=18080", 30, "healthy"), ("--port=0", 2, "never healthy")):
+        cloud = ["vmpool", "simcloud", port, "--ledger=/tmp/cloud.sqlite"]
+        said = output(image, root, ["python", "-c", CLOUD, *cloud, "--", *command, str(tries)])
+        assert said.splitlines()[-1] == healthy, said
+
+
+def test_operator_and_gateway_listen_where_a_container_is_reached(image: Image, root: Path) -> None:
+    told = "from vmpool.settings import GatewaySettings, Settings; print(Settings().http_host, GatewaySettings().host)"
+    assert output(image, root, ["python", "-c", told]) == "0.0.0.0 0.0.0.0\n"

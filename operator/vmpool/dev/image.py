@@ -13,7 +13,7 @@ import re
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http.client import HTTPException
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -27,8 +27,10 @@ CLASS: Final = re.compile(r"^class (\w+)", re.MULTILINE)
 WORD: Final = re.compile(r"\b[A-Z]\w+")
 DPKG_STATUS: Final = Path("/var/lib/dpkg/status")
 ANSWER_SECONDS: Final = 4.0
-PORTS: Final = (("VMPOOL_HTTP_PORT", 8080), ("VMPOOL_GATEWAY_PORT", 4567))
-"""Where the operator and the gateway answer, unless their environment says otherwise."""
+PORTS: Final = (("--http-port", "VMPOOL_HTTP_PORT", "8080"), ("--port", "VMPOOL_GATEWAY_PORT", "4567"))
+"""Where the operator and the gateway answer: option, variable, and the port when neither says otherwise."""
+COMMAND: Final = Path("/proc/1/cmdline")
+"""What the container was told to run; an engine's own init repeats it behind its name."""
 
 
 def unused(site: Path) -> list[Path]:
@@ -91,8 +93,22 @@ def bill_of_materials(site: Path, dpkg_status: str) -> dict[str, Any]:
     }
 
 
-def answers(environ: Mapping[str, str]) -> bool:
-    """Whether the operator or the gateway of this container says that it is well.
+def ports(environ: Mapping[str, str], command: Sequence[str]) -> list[str]:
+    """Where the program of this container may answer, by the words that it was started with and its environment.
+
+    The simulated cloud has no variable for its port, and no usual one: only its options say it.
+    """
+    if _part_of(command) == "simcloud":
+        found = _option(command, "--port")
+        if found in ("", "0"):
+            file = Path(_option(command, "--port-file") or os.devnull)
+            found = file.read_text().strip() if file.exists() else ""
+        return [found] if found else []
+    return [_option(command, option) or environ.get(variable) or usual for option, variable, usual in PORTS]
+
+
+def answers(environ: Mapping[str, str], command: Sequence[str] = ()) -> bool:
+    """Whether the operator, the gateway or the simulated cloud of this container says that it is well.
 
     The first one that listens decides; plain HTTP is tried, then TLS, whose certificate names other hosts than this.
     """
@@ -100,9 +116,9 @@ def answers(environ: Mapping[str, str]) -> bool:
 
     trust = ssl.create_default_context()
     trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
-    for variable, usual in PORTS:
+    for port in ports(environ, command):
         for scheme in ("http", "https"):
-            url = f"{scheme}://127.0.0.1:{environ.get(variable) or usual}/healthz"
+            url = f"{scheme}://127.0.0.1:{port}/healthz"
             try:
                 with urllib.request.urlopen(url, timeout=ANSWER_SECONDS, context=trust) as answer:  # noqa: S310 - ours
                     return bool(answer.status == 200)
@@ -111,6 +127,25 @@ def answers(environ: Mapping[str, str]) -> bool:
             except (OSError, HTTPException):
                 continue
     return False
+
+
+def _part_of(command: Sequence[str]) -> str:
+    """The word behind ``vmpool``: before it may stand an init, an interpreter and a path."""
+    for place, word in enumerate(command[:-1]):
+        if Path(word).name == "vmpool":
+            return command[place + 1]
+    return ""
+
+
+def _option(command: Sequence[str], name: str) -> str:
+    """The value of an option, which stands behind ``=`` or is the next word; the last one counts."""
+    found = ""
+    for place, word in enumerate(command):
+        if word.startswith(f"{name}="):
+            found = word.removeprefix(f"{name}=")
+        elif word == name:
+            found = "".join(command[place + 1 : place + 2])
+    return found
 
 
 def _generated(client: Path) -> list[Path]:
@@ -154,7 +189,8 @@ def main(argv: list[str]) -> int:
         text = json.dumps(bill_of_materials(Path(rest[0]), status), indent=1, sort_keys=True)
         Path(rest[1]).write_text(f"{text}\n")
     elif what == "alive":
-        return 0 if answers(os.environ) else 1
+        command = COMMAND.read_text().split("\0") if COMMAND.exists() else []
+        return 0 if answers(os.environ, command) else 1
     else:
         raise SystemExit(f"unknown: {what}")
     return 0
