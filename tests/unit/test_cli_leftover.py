@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmpool.api import keys
-from vmpool.cli.leftover import OURS, Remains, is_held, is_taken, without_ours
+from vmpool.cli.leftover import (
+    OURS,
+    Absence,
+    Remains,
+    is_held,
+    is_taken,
+    letting_go,
+    served_by,
+    unkept,
+    without_ours,
+)
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -98,3 +108,85 @@ def test_an_operator_works_while_its_lease_is_renewed(age: float, holder: str | 
 def test_a_lease_that_was_let_go_is_nobodys() -> None:
     assert not is_held({}, NOW)
     assert not is_held({"spec": {"holderIdentity": "one"}}, NOW)
+
+
+def test_a_claim_with_a_vm_is_not_idle_until_it_has_ended() -> None:
+    taken, rest = vm("taken"), vm("rest")
+    taken["spec"]["claim"] = {"owner": "alice", "ref": {"uid": "uid-of-has"}}
+    rest["spec"]["claim"] = {"owner": "bob"}
+    has, waits = thing("VMClaim", "has"), thing("VMClaim", "waits")
+    left = Remains(claims=(has, waits), vms=(taken, rest, vm("free")))
+    assert left.idle_claims == (waits,)
+    taken["spec"]["claim"]["releasedAt"] = "2026-05-01T00:00:00Z"
+    assert left.idle_claims == (has, waits)
+
+
+def test_holders_are_the_finalizers() -> None:
+    held, gone = thing("VMPool", "held"), thing("VMProvider", "gone")
+    held["metadata"]["finalizers"] = ["example.com/theirs", keys.FINALIZER_DRAIN]
+    assert [str(one) for one in Remains(pools=(held,), providers=(gone,)).holders()] == [
+        f"VMPool ci/held: held by finalizer example.com/theirs, {keys.FINALIZER_DRAIN}",
+        "VMProvider ci/gone: held by nothing, and not deleted yet",
+    ]
+
+
+def test_an_operator_is_gone_when_nobody_was_seen_for_the_whole_time_without_a_break() -> None:
+    absence = Absence(60)
+    assert not absence.lasts(False, 100)
+    assert not absence.lasts(False, 159)
+    assert not absence.lasts(True, 160), "the next one has the lease"
+    assert not absence.lasts(False, 161)
+    assert not absence.lasts(False, 220)
+    assert absence.lasts(False, 221)
+
+
+def test_letting_go_tests_the_list_that_it_was_made_from() -> None:
+    one = vm("a")
+    assert letting_go(one) == []
+    one["metadata"]["finalizers"] = ["example.com/theirs"]
+    assert letting_go(one) == []
+    one["metadata"]["finalizers"] = ["example.com/theirs", keys.FINALIZER_MACHINE]
+    assert letting_go(one) == [
+        {"op": "test", "path": "/metadata/uid", "value": "uid-of-a"},
+        {"op": "test", "path": "/metadata/finalizers", "value": ["example.com/theirs", keys.FINALIZER_MACHINE]},
+        {"op": "replace", "path": "/metadata/finalizers", "value": ["example.com/theirs"]},
+    ]
+
+
+WATCHED = "VMPOOL_WATCH_NAMESPACE"
+
+
+@pytest.mark.parametrize(
+    ("environment", "served"),
+    [
+        pytest.param(None, "", id="no variables"),
+        pytest.param([{"name": "OTHER", "value": "ci"}], "", id="others"),
+        pytest.param([{"name": WATCHED, "value": ""}], "", id="empty"),
+        pytest.param([{"name": WATCHED, "value": "ci"}], "ci", id="one"),
+        pytest.param([{"name": WATCHED, "valueFrom": {"fieldRef": {}}}], None, id="from elsewhere"),
+    ],
+)
+def test_a_deployment_says_which_namespace_it_serves(environment: list[Any] | None, served: str | None) -> None:
+    container = {"name": "operator", **({"env": environment} if environment is not None else {})}
+    assert served_by({"spec": {"template": {"spec": {"containers": [container]}}}}) == served
+
+
+def test_definitions_that_helm_does_not_keep_are_found_in_its_manifest() -> None:
+    manifest = """
+---
+# Source: vmpool/templates/crds.yaml
+kind: CustomResourceDefinition
+metadata: {name: kept, annotations: {helm.sh/resource-policy: keep}}
+---
+kind: CustomResourceDefinition
+metadata: {name: bare}
+---
+kind: CustomResourceDefinition
+metadata: {name: otherwise, annotations: {helm.sh/resource-policy: delete}}
+---
+kind: Secret
+metadata: {name: bare}
+---
+"""
+    assert unkept(manifest) == ["bare", "otherwise"]
+    assert unkept("") == []

@@ -5,12 +5,34 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import yaml
+
 from vmpool.api import keys
+from vmpool.kube.kinds import CRDS
 from vmpool.kube.resource import Json
 
 OURS: Final = frozenset({keys.FINALIZER_MACHINE, keys.FINALIZER_DRAIN, keys.FINALIZER_IN_USE})
 LEASES_MISSED: Final = 2
 """A lease that was not renewed for so many times its duration is nobody's."""
+WATCHED: Final = "VMPOOL_WATCH_NAMESPACE"
+KEEP: Final = "helm.sh/resource-policy"
+
+
+class Absence:
+    """Whether an operator is gone for good: for ``seconds``, without a break, nobody was seen to work."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: float | None = None
+
+    def lasts(self, works: bool, now: float) -> bool:
+        """Note a look at ``now``, by the monotonic clock; say whether nobody works any more."""
+        if works:
+            # A lease is nobody's for a moment at each clean stop.
+            self._since = None
+            return False
+        self._since = now if self._since is None else self._since
+        return now - self._since >= self._seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +69,12 @@ class Remains:
         """The VMs that somebody has."""
         return tuple(vm for vm in self.vms if is_taken(vm))
 
+    @property
+    def idle_claims(self) -> tuple[Json, ...]:
+        """The VMClaims that have no VM: what holds one ends, and the VM goes, when its VMClaim is deleted."""
+        busy = {(vm["spec"]["claim"].get("ref") or {}).get("uid") for vm in self.taken}
+        return tuple(claim for claim in self.claims if claim["metadata"]["uid"] not in busy)
+
     def counted(self) -> str:
         """Return in a few words how many there are of each kind."""
         counts = {
@@ -64,6 +92,11 @@ class Remains:
         found += [_left(pool, f"waits for its VMs, {self._of_pool(pool)} of them") for pool in self.pools]
         found += [_left(claim, _claim(claim)) for claim in self.claims]
         return found + [_left(one, _provider(one, self._of_provider(one))) for one in self.providers]
+
+    def holders(self) -> list[Left]:
+        """Return every object with the finalizers that hold it, in the order of ``reasons``."""
+        things = (*self.vms, *self.pools, *self.claims, *self.providers)
+        return [_left(thing, _holders(thing)) for thing in things]
 
     def _of_pool(self, pool: Json) -> int:
         return sum(vm["spec"].get("poolUid") == pool["metadata"]["uid"] for vm in self.vms)
@@ -89,6 +122,38 @@ def without_ours(finalizers: Iterable[str]) -> list[str]:
     return [one for one in finalizers if one not in OURS]
 
 
+def letting_go(thing: Mapping[str, Any]) -> list[Json]:
+    """Return the JSON patch that takes our finalizers off and leaves those of others; empty when none is on it.
+
+    It tests the list that it was made from: one that somebody puts on meanwhile is not dropped, the patch fails.
+    """
+    meta = thing["metadata"]
+    held = list(meta.get("finalizers") or ())
+    if (kept := without_ours(held)) == held:
+        return []
+    path = "/metadata/finalizers"
+    return [
+        {"op": "test", "path": "/metadata/uid", "value": meta["uid"]},
+        {"op": "test", "path": path, "value": held},
+        {"op": "replace", "path": path, "value": kept},
+    ]
+
+
+def served_by(deployment: Mapping[str, Any]) -> str | None:
+    """Return the one namespace that an operator's Deployment serves; "" is every one, None one that is not written."""
+    pod = deployment["spec"]["template"]["spec"]
+    told = [one for container in pod["containers"] for one in container.get("env") or () if one["name"] == WATCHED]
+    if any("valueFrom" in one for one in told):
+        return None
+    return next((one["value"] for one in told if one.get("value")), "")
+
+
+def unkept(manifest: str) -> list[str]:
+    """Return the definitions that ``helm uninstall`` would delete, by the manifest that Helm has stored."""
+    metas = [each["metadata"] for each in yaml.safe_load_all(manifest) if each and each["kind"] == CRDS.kind]
+    return [meta["name"] for meta in metas if (meta.get("annotations") or {}).get(KEEP) != "keep"]
+
+
 def is_held(lease: Mapping[str, Any], now: datetime) -> bool:
     """Say whether an operator works: it has renewed this lease of late, by the API server's clock ``now``."""
     spec = lease.get("spec") or {}
@@ -112,6 +177,11 @@ def _vm(vm: Json) -> Left:
         return _left(vm, f"{claim.get('owner', 'somebody')} has it until {claim.get('expiresAt', '?')}", machine)
     said = " ".join(filter(None, (status.get("reason"), status.get("message"))))
     return _left(vm, f"{status.get('phase', 'Pending')}{f': {said}' if said else ''}", machine)
+
+
+def _holders(thing: Json) -> str:
+    finalizers = thing["metadata"].get("finalizers") or ()
+    return f"held by finalizer {', '.join(finalizers)}" if finalizers else "held by nothing, and not deleted yet"
 
 
 def _claim(claim: Json) -> str:
