@@ -71,6 +71,9 @@ class Replay:
         for part in ("metadata", "preconditions"):
             if isinstance(said, dict) and (said.get(part) or {}).get("resourceVersion"):
                 said[part]["resourceVersion"] = self.versions.get(said[part]["resourceVersion"], UNKNOWN_VERSION)
+        for step in said if isinstance(said, list) else ():
+            if (step["op"], step["path"]) == ("test", "/metadata/resourceVersion"):
+                step["value"] = self.versions.get(step["value"], UNKNOWN_VERSION)
         return said
 
     def _differs(self, call: Call, status: int, real: Json) -> str:

@@ -13,10 +13,11 @@ from vmpool.api.deadletter import MAX_DIAGNOSTICS, DeadLetterSpec, Diagnostics
 from vmpool.api.pool import Failure
 from vmpool.engine.pace import Pace
 from vmpool.engine.world import Key, Refusal, World
-from vmpool.kube.errors import AlreadyExists, Conflict, KubeError, NamespaceTerminating, OutcomeUnknown
+from vmpool.kube.errors import AlreadyExists, Conflict, KubeError, NamespaceTerminating, NotFound, OutcomeUnknown
 from vmpool.kube.kinds import DEAD_LETTERS
 from vmpool.kube.resource import Json
 from vmpool.plan.letters import attempts_of, fingerprint, letter_name, queue_of, shortened
+from vmpool.plan.policies import Queue
 from vmpool.plan.snapshot import VM, PoolFacts, Sight
 from vmpool.telemetry import logs
 
@@ -31,6 +32,13 @@ UNKNOWN_TRIES = 3
 def is_for_good(error: KubeError) -> bool:
     """Whether the server will never take this record of a failure; missing rights and quotas may pass."""
     return error.status in REFUSED_CODES or isinstance(error, NamespaceTerminating)
+
+
+def has_letter(world: World, vm: VM, queue: Queue) -> bool:
+    """Whether a letter of this VM's present attempt is known to be there."""
+    names = (letter_name(vm, queue, apart=apart) for apart in (False, True))
+    found = (world.letters.by_name(vm.namespace, name) for name in names)
+    return any(one is not None and one.fact is not None and one.fact.vm_uid == vm.uid for one in found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,7 @@ class Letters:
             self._still(vm)
             body = letter(pool, vm, failure, found)
             try:
-                new = await self._create(pool.namespace, body)
+                new = await self._create(vm, body)
             except KubeError as error:
                 if is_for_good(error):
                     return self._refused(body, error)
@@ -100,18 +108,29 @@ class Letters:
         pause = min(pause, settings.error_pause_longest_seconds)
         self._held[pool.uid] = _Hold(time.monotonic() + pause, pause, str(error))
 
-    async def _create(self, namespace: str, body: Json) -> bool:
-        sent = False
+    async def _create(self, vm: VM, body: Json) -> bool:
+        meta, sent = body["metadata"], False
         for _ in range(UNKNOWN_TRIES):
             try:
-                self._world.letters.saw(await self._world.client.create(DEAD_LETTERS, namespace, body))
+                self._world.letters.saw(await self._world.client.create(DEAD_LETTERS, meta["namespace"], body))
                 return True
             except AlreadyExists:
-                # After a try without an answer it is that one.
-                return sent
+                if await self._is_of(vm, meta["name"]):
+                    # After a try without an answer it is that one.
+                    return sent
+                meta["name"] = letter_name(vm, Queue(body["spec"]["queueFrom"]), apart=True)
             except OutcomeUnknown:
                 sent = True
         raise KubeError(f"no answer to the creation of DeadLetter {body['metadata']['name']}")
+
+    async def _is_of(self, vm: VM, name: str) -> bool:
+        """Whether a letter that is there is of this very VM, and not of an earlier one of its name."""
+        try:
+            found = await self._world.letters.quorum_get(vm.namespace, name)
+        except NotFound:
+            # Removed just now: whoever did so has seen it.
+            return True
+        return bool(found["spec"]["vmUid"] == vm.uid)
 
     def _tell(self, pool: PoolFacts, body: Json) -> None:
         spec = body["spec"]

@@ -14,7 +14,7 @@ from vmpool.engine.durations import Durations
 from vmpool.engine.effects import Effects
 from vmpool.engine.failures import Failures, failure_in, failure_of
 from vmpool.engine.lane import Urgency
-from vmpool.engine.letters import is_for_good
+from vmpool.engine.letters import has_letter, is_for_good
 from vmpool.engine.loop import Done, Loop
 from vmpool.engine.world import Refusal, World
 from vmpool.kube.errors import Conflict, Forbidden, Invalid, KubeError, NotFound
@@ -22,7 +22,7 @@ from vmpool.kube.events import ObjectRef
 from vmpool.kube.kinds import POOLEDVMS, VMPOOLS
 from vmpool.plan.actions import Action, CreateVM, DestroyMachine, EndClaim, TagMachine
 from vmpool.plan.health import pauses
-from vmpool.plan.letters import is_poison, letter_name
+from vmpool.plan.letters import is_poison
 from vmpool.plan.lifecycle import Phase
 from vmpool.plan.looks import look_grid
 from vmpool.plan.nametaken import name_taken
@@ -251,8 +251,7 @@ class PoolLoop(Loop):
             return
         if step.retries <= before.retries or step.retries < pool.spec.retry.attempts:
             return
-        told = self.world.letters.by_name(vm.namespace, letter_name(vm, Queue.TASKS)) is not None
-        if told or self._told.get(vm.uid) == vm.attempt:
+        if has_letter(self.world, vm, Queue.TASKS) or self._told.get(vm.uid) == vm.attempt:
             return
         try:
             failure = failure_of(vm, Step.DESTROY, step.reason, step.message, self.world.now())

@@ -11,6 +11,7 @@ from vmpool.api.purge import PurgeCycle, PurgePolicyStatus
 from vmpool.engine import writes
 from vmpool.engine.doing import Doing
 from vmpool.engine.failures import failure_of
+from vmpool.engine.letters import has_letter
 from vmpool.engine.loop import Done, Loop
 from vmpool.engine.stragglers import is_straggler
 from vmpool.engine.world import Key, Refusal, World
@@ -18,7 +19,6 @@ from vmpool.kube.errors import Conflict, NotFound
 from vmpool.kube.events import ObjectRef
 from vmpool.kube.kinds import PURGE_POLICIES, VMPOOLS
 from vmpool.plan import purge
-from vmpool.plan.letters import letter_name
 from vmpool.plan.policies import PurgeObject, Queue
 from vmpool.plan.purge import Found, Group, Stale, State
 from vmpool.plan.snapshot import VM, PoolFacts, Purge, Step
@@ -292,7 +292,7 @@ class PurgeLoop(Loop):
         pool = self.world.pool(vm.pool_uid)
         if pool is None or pool.spec.dead_letter_queue is None:
             return False
-        return self.world.letters.by_name(vm.namespace, letter_name(vm, Queue.TASKS)) is None
+        return not has_letter(self.world, vm, Queue.TASKS)
 
     def _tell(self, cycle: Cycle) -> None:
         """Write dead letters, so many at once; what is told is ordered next."""

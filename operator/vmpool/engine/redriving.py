@@ -1,12 +1,12 @@
 """Carry out redrives: the effect first, then the answer on the letter, so that a death in between repeats neither."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from vmpool.api.meta import format_time
 from vmpool.engine import writes
 from vmpool.engine.binding import learn
-from vmpool.engine.world import World
+from vmpool.engine.world import BY_POOL, World
 from vmpool.kube.errors import Conflict, NotFound
 from vmpool.kube.kinds import DEAD_LETTERS, VMPOOLS
 from vmpool.kube.mirror import Mirror
@@ -87,9 +87,14 @@ def _seen(world: World, letter: Letter) -> Redrive:
         pool=pool,
         vms=world.vms_of_pool(letter.pool_uid),
         waiting=world.waiting(letter.pool_uid),
+        failed={(one.vm, one.request_id) for one in _letters(world, letter.pool_uid)},
         creating=len(world.creates.of_pool(letter.pool_uid)),
         providers={name: view.facts() for name, view in views.items() if view is not None},
     )
+
+
+def _letters(world: World, pool_uid: str) -> Iterator[Letter]:
+    return (entry.fact for entry in world.letters.by_index(BY_POOL, pool_uid) if entry.fact is not None)
 
 
 async def _carry_out(world: World, decision: Decision, now: datetime) -> Conclude | Later:

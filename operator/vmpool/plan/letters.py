@@ -36,9 +36,13 @@ def queue_of(vm: VM, step: str, error_class: str = "") -> Queue:
     return Queue.READY if vm.phase == Phase.READY else Queue.PENDING
 
 
-def letter_name(vm: VM, queue: Queue) -> str:
-    """Return the name of the letter: the same for the same failure, so that the server refuses a second one."""
-    return f"{vm.name}-{queue}-{vm.attempt}"
+def letter_name(vm: VM, queue: Queue, *, apart: bool = False) -> str:
+    """Return the name of the letter: the same for the same failure, so that the server refuses a second one.
+
+    ``apart`` from the letter of an earlier VM of the same name: the successor of a redrive may have had one.
+    """
+    name = f"{vm.name}-{queue}-{vm.attempt}"
+    return f"{name}-{hashlib.sha256(vm.uid.encode()).hexdigest()[:8]}" if apart else name
 
 
 def is_settled(letter: Letter, vm: VM | None, now: datetime, began: datetime, hold: timedelta) -> bool:

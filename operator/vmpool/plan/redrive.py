@@ -6,7 +6,7 @@ the effect, and gives the answer.
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,6 +39,8 @@ class Redrive:
     """The pool's providers by name."""
     creating: int = 0
     """Creates of the pool in flight: what becomes of them is not known yet."""
+    failed: Collection[tuple[str, str]] = ()
+    """Name and request of each VM of the pool that has a letter of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,8 @@ def _in_pool(seen: Redrive, pool: PoolFacts, vm: VM | None) -> Decision:
     request_id = letter.request_id or f"req-{_digest(letter, 0)[:16]}"
     names = successor_names(pool, letter)
     for name in names:
-        if any(one.name == name and one.request_id == request_id for one in seen.vms):
+        # A successor that has failed meanwhile has a letter of its own: this one's redrive is done all the same.
+        if (name, request_id) in {*((one.name, one.request_id) for one in seen.vms), *seen.failed}:
             return Conclude(LetterPhase.REDRIVEN, succeeded(name), name)
     if vm is not None and vm.claim is None and vm.phase == Phase.READY:
         return Conclude(LetterPhase.NOT_NEEDED, f"{vm.name} is Ready")

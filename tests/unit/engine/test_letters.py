@@ -28,7 +28,9 @@ from vmpool.kube.errors import (
     OutcomeUnknown,
     Unreachable,
 )
+from vmpool.plan.letters import letter_name
 from vmpool.plan.lifecycle import Phase
+from vmpool.plan.policies import Queue
 from vmpool.plan.snapshot import VM, ClaimFacts, PoolFacts, StepFacts
 from vmpool.settings import Settings
 from vmpool.telemetry.metrics import Metrics
@@ -60,6 +62,8 @@ class Box:
         self.answers = list(answers)
         self.bodies: list[dict[str, Any]] = []
         self.console = ("login:", "")
+        self.there = MACHINE.uid
+        """The uid of the VM that the letter which is there already is of."""
         self.now: VM | None = MACHINE
         """The VM as it is when its letter's turn has come."""
         self.metrics = Metrics()
@@ -67,7 +71,7 @@ class Box:
             settings=Settings(**settings),
             metrics=self.metrics,
             client=SimpleNamespace(create=self._create),
-            letters=SimpleNamespace(saw=lambda _: None),
+            letters=SimpleNamespace(saw=lambda _: None, quorum_get=self._get),
             vm=lambda _: self.now,
             sights=Sights(),
             views={("ci", "east"): SimpleNamespace(console=self._console)},
@@ -78,6 +82,10 @@ class Box:
         assert namespace == "ci"
         self.bodies.append(body)
         return self.answers.pop(0)() if self.answers else body
+
+    async def _get(self, namespace: str, _: str) -> dict[str, Any]:
+        assert namespace == "ci"
+        return {"spec": {"vmUid": self.there}}
 
     async def _console(self, machine_id: str, _: timedelta) -> tuple[str, str]:
         assert machine_id == "m-1"
@@ -144,6 +152,19 @@ async def test_a_letter_that_is_there_already_is_the_same_one() -> None:
     assert await box.letters.write(POOL, MACHINE, FAILURE) is False
     assert box.lost() == 0
     assert box.metrics.registry.get_sample_value("vmpool_dead_letters_written_total", QUEUE) is None
+
+
+async def test_a_letter_of_an_earlier_vm_of_the_same_name_is_another_one() -> None:
+    """Seed 83668: the successor of a redrive was made twice, under one name, and the second failure had no letter."""
+    box = Box(fail(AlreadyExists("there", status=409)))
+    box.there = "uid-of-the-first"
+    assert await box.letters.write(POOL, MACHINE, FAILURE) is True
+    names = {body["metadata"]["name"] for body in box.bodies}
+    assert names == {letter_name(MACHINE, Queue.PENDING, apart=True)}, "the body is one, renamed"
+    box = Box(*[fail(AlreadyExists("there", status=409))] * letters.UNKNOWN_TRIES)
+    box.there = "uid-of-the-first"
+    with pytest.raises(KubeError):
+        await box.letters.write(POOL, MACHINE, FAILURE)
 
 
 async def test_a_create_without_an_answer_is_sent_again() -> None:

@@ -218,3 +218,13 @@ def test_a_place_that_is_being_filled_is_not_filled_twice(changes: dict[str, Any
     answer = decide(seen(**changes))
 
     assert isinstance(answer, Succeed if free else Later), "what is in flight may fail: the letter waits"
+
+
+def test_a_successor_that_has_failed_and_gone_was_one_all_the_same() -> None:
+    """Seed 83668: the answer on the letter was lost, the successor failed, and the redrive made it a second time."""
+    first = decide(seen())
+    assert isinstance(first, Succeed)
+    answer = decide(seen(failed={(first.names[0], first.request_id)}))
+    assert isinstance(answer, Conclude)
+    assert (answer.phase, answer.successor) == (LetterPhase.REDRIVEN, first.names[0])
+    assert isinstance(decide(seen(failed={(first.names[0], "req-other")})), Succeed)
