@@ -30,6 +30,8 @@ class MachineModel:
     """From when listings show it."""
     late: bool = False
     """Its request landed when nobody waited for it any more."""
+    maker: str = ""
+    """Who sent that request."""
     state: str = "Creating"
     gone_at: float | None = None
     """When its deletion is done."""
@@ -69,6 +71,8 @@ class CloudModel:
     """No more misfortunes: machines boot."""
     late: bool = False
     """Whether whoever sent the present request has given it up."""
+    asker: str = ""
+    """Who that is."""
     machines: dict[str, MachineModel] = field(default_factory=dict)
     on_made: Callable[[MachineModel], None] = lambda _: None
     on_delete: Callable[[MachineModel], None] = lambda _: None
@@ -132,6 +136,7 @@ class CloudModel:
             fails=not self.calm and self.random.random() < self.script.boot_fails,
             shown_at=now + (0.0 if self.calm else self.random.uniform(0.0, self.script.lag)),
             late=self.late,
+            maker=self.asker,
         )
         self.machines[machine.id] = machine
         self.on_made(machine)

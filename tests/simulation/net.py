@@ -134,7 +134,7 @@ class Net:
                 return
             late = who.dead or fate is Fate.LATE
             self.late_landings += late
-            self.site.cloud.late = late
+            self.site.cloud.late, self.site.cloud.asker = late, who.name
             result = act()
             if fate is Fate.KILLED_AFTER:
                 self.site.kill(who)
@@ -165,7 +165,7 @@ class Wire:
         api, net, listed_at = self._site.api, self._site.net, self._who.listed_at
 
         def act() -> Answer:
-            self._site.witness.proven_at = listed_at
+            self._site.witness.proven_at, self._site.witness.writer = listed_at, self._who.name
             return api.handle(
                 request.method, request.path, request.query, request.body, request.content_type, who=self._who.name
             )

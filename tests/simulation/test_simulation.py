@@ -29,6 +29,7 @@ def test_no_seed_breaks_a_promise(piece: int) -> None:
         (24660, "a finalizer is taken off late, when another leader has written a machine down meanwhile"),
         (28790, "a redrive and its pool fill the last place at once"),
         (83668, "a redrive that has no answer is done again when its successor has failed and gone"),
+        (93139, "another leader makes a machine behind the last listing"),
         (300047, "a second machine of a VM whose own has vanished, in a cloud without tokens"),
     ],
 )

@@ -36,6 +36,8 @@ class Witness:
     """Every failure that ever got a letter: uid and attempt of its VM. Letters expire, and are trimmed."""
     proven_at: float = -1.0
     """When the cloud made the last listing that whoever sent the present request had in hand."""
+    writer: str = ""
+    """Who that is."""
     handed: dict[str, str] = field(default_factory=dict)
     """What the gateway told its users: the claim id by PooledVM uid."""
 
@@ -127,17 +129,21 @@ class Witness:
         # Seeds 1774, 725: an id that was never recorded, and listings that lag, leave a straggler for the sweep.
         script = self.site.cloud.script
         recorded = {vm["status"].get("machineId"), (vm["spec"].get("adopt") or {}).get("machineId")} - {None}
-        # Seed 20871: nor can anybody have seen one that landed late, and after the listing that proved its absence.
+        # Seeds 20871, 93139: nor can anybody have seen one that landed late, or was made by another leader, after the
+        # listing that proved its absence.
         left = [
             one.id
             for one in self.site.cloud.alive()
-            if one.id in recorded
-            or (one.uid == uid and script.tokens and not script.lag and not (one.late and one.born > self.proven_at))
+            if one.id in recorded or (one.uid == uid and script.tokens and not script.lag and not self._unseen(one))
         ]
         if left:
             self.fail(f"P1: {name} is gone and its machines {left} are not")
         if vm["status"]["phase"] != Phase.COMPLETED:
             self.fail(f"P3: {name} is gone as {vm['status']['phase']}")
+
+    def _unseen(self, machine: MachineModel) -> bool:
+        """Whether it came behind the last look of whoever removes its object, and not by that one's own hand."""
+        return machine.born > self.proven_at and (machine.late or machine.maker != self.writer)
 
     # --- the cloud -----------------------------------------------------------------------------------------------
 
