@@ -121,7 +121,8 @@ async def test_killed_between_the_two_writes(
     vms = await stage.vms_of()
     claimed = {vm["metadata"]["uid"] for vm in vms if "claim" in vm["spec"] and "releasedAt" not in vm["spec"]["claim"]}
     assert claimed == uids, "every VM that was handed out is in the status, and no other"
-    assert len(stage.history()) == 5, "no VM was given up and made again"
+    made = [(one["name"], one["state"], one.get("endedBy", "")) for one in stage.history()]
+    assert len(made) == 5, f"no VM was given up and made again: {made}"
 
 
 async def test_a_vm_that_is_bound_for_a_filled_slot_is_given_back(
