@@ -83,6 +83,14 @@ class Estate:
         await made.ready(60)
         return made
 
+    async def filled(self) -> Operator:
+        """Install, and wait for a pool that is full; return the operator that fills it."""
+        await self.install()
+        operator = await self.operator()
+        await self.site.build(SIZE)
+        await self.site.full(SIZE)
+        return operator
+
     def uninstall(self, *options: str, code: int = 0, said: str = "") -> str:
         """Type ``vmpool uninstall``; return what it says."""
         done = subprocess.run(
@@ -199,11 +207,7 @@ async def test_what_somebody_has_stays_and_is_named_until_claims_are_to_end(esta
 
 
 async def test_without_an_operator_nothing_is_removed_unless_machines_may_stay(estate: Estate) -> None:
-    await estate.install()
-    operator = await estate.operator()
-    site = estate.site
-    await site.build(SIZE)
-    await site.full(SIZE)
+    operator, site = await estate.filled(), estate.site
     assert operator.stop() == 0
 
     said = estate.uninstall("--yes", code=1)
@@ -221,11 +225,7 @@ async def test_without_an_operator_nothing_is_removed_unless_machines_may_stay(e
 
 
 async def test_a_lease_that_is_nobodys_for_a_moment_abandons_nothing(estate: Estate) -> None:
-    await estate.install()
-    operator = await estate.operator()
-    site = estate.site
-    await site.build(SIZE)
-    await site.full(SIZE)
+    operator, site = await estate.filled(), estate.site
     assert operator.stop() == 0
 
     command = asyncio.create_task(asyncio.to_thread(estate.uninstall, "--yes", "--abandon", "--timeout=180s"))
@@ -373,11 +373,7 @@ async def test_a_release_of_one_namespace_that_would_take_the_definitions_along_
 
 
 async def test_helm_uninstall_alone_leaves_machines_and_a_new_release_goes_on(estate: Estate) -> None:
-    await estate.install()
-    operator = await estate.operator()
-    site = estate.site
-    await site.build(SIZE)
-    await site.full(SIZE)
+    operator, site = await estate.filled(), estate.site
     vm, identity = await check_out(site)
     await has(site, unclaimed=SIZE, claimed=1)
     before = {one["metadata"]["uid"]: one["status"]["machineId"] for one in await site.objects()}

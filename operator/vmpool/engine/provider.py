@@ -73,7 +73,7 @@ class ProviderLoop(Loop):
         self._looked = False
         self._told: ProviderFacts | None = None
         self.lane.on_trouble = self._note_trouble
-        self.lane.on_switch = self._tell_again
+        self.lane.on_switch = self.tell_again
 
     def __str__(self) -> str:
         return "/".join(self.key)
@@ -176,11 +176,7 @@ class ProviderLoop(Loop):
             log.info("provider_verdict", provider=str(self), reason=self._told.reason, why=self._told.message)
         self._wake_pools()
 
-    def room_is_back(self) -> None:
-        """Called when a create has ended without an object."""
-        self._tell_again()
-
-    def _tell_again(self) -> None:
+    def tell_again(self) -> None:
         """For a while it was something else than what is told: who looked then must look again."""
         self._told = None
         self.wake()
@@ -230,9 +226,7 @@ class ProviderLoop(Loop):
                     made = registry.open_provider(obj.spec.type, obj.spec.config, secret, self.world.install_id)
                 self._session, self._opened_with = made, fingerprint
             await self._identify(obj)
-        except InvalidConfig as error:
-            await self._refuse(obj, Verdict(error.reason, error.message, stalled=True))
-        except CredentialsRefused as error:
+        except (InvalidConfig, CredentialsRefused) as error:
             await self._refuse(obj, Verdict(error.reason, error.message, stalled=True))
         except LaneClosed:
             pass

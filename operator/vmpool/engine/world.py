@@ -43,8 +43,8 @@ class ProviderView(Protocol):
     def wake(self) -> None:
         """Ask for a round soon."""
 
-    def room_is_back(self) -> None:
-        """A create has ended without an object: look again, and wake whoever may have seen no room."""
+    def tell_again(self) -> None:
+        """Look again, and wake whoever may have seen something else meanwhile: no room, say."""
 
     async def console(self, machine_id: str, limit: timedelta) -> tuple[str, str]:
         """Return the end of a machine's console, or an empty text and why there is none. Never raises."""
@@ -190,7 +190,7 @@ class World:
         except BaseException:
             self.creates.end(pool_uid, provider)
             if (view := self.views.get(provider)) is not None:
-                view.room_is_back()
+                view.tell_again()
             raise
         self.creates.end(pool_uid, provider)
 
